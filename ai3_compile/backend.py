@@ -1,0 +1,160 @@
+"""The torch.compile backend `ai3`: options -> policy -> passes over the ATen graph -> Inductor, or eager, for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import get_aot_graph_name, make_boxed_func
+from torch._guards import TracingContext
+from torch._inductor import config as inductor_config
+from torch._inductor import list_mode_options
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.decomposition import select_decomp_table
+from torch.fx import Graph, GraphModule
+
+from . import core, passes, registry
+from .backends import builder
+from .errors import OptionError
+from .options import Policy, check_options
+from .passes.fold import BATCH_NORM
+from .report import GraphReport, history, store
+from .version import __version__
+
+log = logging.getLogger(__name__)
+
+
+class Ai3Backend:
+    """What `torch.compile(model, backend="ai3")` calls for every graph that Dynamo captures."""
+
+    __name__ = "ai3"
+
+    def __call__(
+        self,
+        gm: GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        options: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+    ) -> Callable[..., Any]:
+        policy = check_options(options)
+        if mode is not None and policy.rest != "inductor":
+            raise OptionError(message=f"mode={mode!r} is a setting of Inductor, which rest={policy.rest!r} leaves out.")
+        core.load()
+        compile_rest = _with_inductor if policy.rest == "inductor" else _with_eager
+        return compile_rest(gm, example_inputs, policy, mode)
+
+    def reset(self) -> None:
+        """Called by torch.compiler.reset(): forgets the reports and the packed weights."""
+        history.clear()
+        core.invalidate()
+
+
+ai3 = Ai3Backend()
+
+
+def _context(policy: Policy, report: GraphReport, is_inference: bool, decompose_batch_norm: bool) -> passes.Context:
+    tracing = TracingContext.try_get()
+    metadata = None if tracing is None else tracing.fw_metadata
+    return passes.Context(
+        policy=policy,
+        system=registry.system(),
+        report=report,
+        is_inference=is_inference,
+        decompose_batch_norm=decompose_batch_norm,
+        static_inputs=() if metadata is None else metadata.static_input_indices,
+    )
+
+
+class _Ai3Pass(CustomGraphPass):
+    """ai3's passes as Inductor runs them: on the forward graph, before its own passes after partitioning."""
+
+    def __init__(self, policy: Policy, report: GraphReport) -> None:
+        self.policy, self.report = policy, report
+        self.ran = False
+        self.before = inductor_config.post_grad_custom_pre_pass  # one the user set runs first
+
+    def __call__(self, graph: Graph) -> None:
+        if self.before is not None:
+            self.before(graph)
+        name = get_aot_graph_name()
+        if "backward" in name:
+            passes.fold.decompose_all(graph)
+            return
+        self.ran = True
+        passes.run(graph, _context(self.policy, self.report, "inference" in name, decompose_batch_norm=True))
+
+    def uuid(self) -> str | None:
+        """Everything that decides what the passes do; None (compile without a cache) where a function decides."""
+        selectors = {name: selector.value for name, selector in self.policy.selectors.items()}
+        if any(callable(value) for value in selectors.values()):
+            return None
+        before = getattr(self.before, "uuid", lambda: None)()
+        if self.before is not None and before is None:
+            return None
+        policy = (selectors, self.policy.rest, self.policy.strict, self.policy.fuse)
+        key = (__version__, policy, registry.digest(), sorted(registry.system().platforms.items()), builder.cpu_isa(), before)
+        return hashlib.sha256(repr(key).encode()).hexdigest()
+
+
+def _with_inductor(
+    gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None
+) -> Callable[..., Any]:
+    report = GraphReport(_title(gm))
+    ai3_pass = _Ai3Pass(policy, report)
+    patches = {**(list_mode_options(mode) if mode else {}), "post_grad_custom_pre_pass": ai3_pass}
+    decompositions = {op: rule for op, rule in select_decomp_table().items() if op is not BATCH_NORM}
+
+    def compile_now() -> Callable[..., Any]:
+        return compile_fx(gm, example_inputs, config_patches=patches, decompositions=decompositions)
+
+    key = store.key(gm, example_inputs, ai3_pass.uuid())
+    compiled = compile_now()
+    if ai3_pass.ran:
+        store.save(key, report)
+    else:
+        # Inductor took the graph from its cache, so no pass ran: what was decided then is in the store.
+        saved = store.load(key)
+        if saved is not None:
+            report = saved
+        else:
+            log.info("recompiling without Inductor's cache: the report of this graph is not in %s", store.folder())
+            with inductor_config.patch(force_disable_caches=True):
+                compiled = compile_now()
+            store.save(key, report)
+    history.add(report, continues=history.is_continuation(gm))
+    return compiled
+
+
+def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: None) -> Callable[..., Any]:
+    report = GraphReport(_title(gm))
+
+    def compiler(is_inference: bool) -> Callable[..., Any]:
+        def compile_forward(forward: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            passes.run(forward.graph, _context(policy, report, is_inference, decompose_batch_norm=False))
+            forward.recompile()
+            return make_boxed_func(forward.forward)
+
+        return compile_forward
+
+    compiled = aot_autograd(
+        fw_compiler=compiler(is_inference=False),
+        bw_compiler=lambda backward, inputs: make_boxed_func(backward.forward),
+        inference_compiler=compiler(is_inference=True),
+    )(gm, example_inputs)
+    history.add(report, continues=history.is_continuation(gm))
+    return compiled
+
+
+def _title(gm: GraphModule) -> str:
+    """The line of the user's code that the graph begins with."""
+    for node in gm.graph.nodes:
+        if node.stack_trace:
+            code = [line.strip() for line in node.stack_trace.splitlines() if line.strip(" ^~")]
+            return code[-1]
+    return ""

@@ -1,0 +1,26 @@
+"""The operations, one file each: how one looks in an ATen graph, what ai3's own operation computes, and its gradient."""
+
+from __future__ import annotations
+
+from .adaptiveavgpool2d import AdaptiveAvgPool2d
+from .avgpool2d import AvgPool2d
+from .base import Operation
+from .conv2d import Conv2d
+from .flatten import Flatten
+from .linear import Linear
+from .maxpool2d import MaxPool2d
+from .relu import Relu
+
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation
+    for operation in (Conv2d(), Linear(), MaxPool2d(), AvgPool2d(), AdaptiveAvgPool2d(), Relu(), Flatten())
+}
+
+
+def register() -> None:
+    """Attaches fakes and gradients to the operations that the core library has registered."""
+    for operation in OPERATIONS.values():
+        operation.register()
+
+
+__all__ = ["OPERATIONS", "Operation", "register"]

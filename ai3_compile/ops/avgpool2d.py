@@ -1,0 +1,89 @@
+"""avgpool2d: aten.avg_pool2d."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from ..selection import OpSpec
+from .base import Operation, empty_image, fill_window, pair, pool_extent, spec_of
+
+if TYPE_CHECKING:
+    from ..backends import abi
+
+aten = torch.ops.aten
+_ARGUMENTS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+
+
+class AvgPool2d(Operation):
+    name = "avgpool2d"
+    op_name = "ai3::avg_pool2d"
+    default = "guess|torch"
+    default_reason = "ai3's kernel; torch for dtypes it does not compute"
+
+    def match(self, node: Node) -> OpSpec | None:
+        if node.target is not aten.avg_pool2d.default:
+            return None
+        source = node.args[0]
+        assert isinstance(source, Node)
+        if len(source.meta["val"].shape) != 4:
+            return None
+        given = dict(zip(_ARGUMENTS, node.args[1:])) | node.kwargs
+        kernel = pair(given["kernel_size"])  # type: ignore[arg-type]
+        stride = given.get("stride")
+        return spec_of(
+            self.name,
+            node,
+            source,
+            {
+                "kernel_size": kernel,
+                "stride": pair(stride) if stride else kernel,  # type: ignore[arg-type]
+                "padding": pair(given.get("padding", 0)),  # type: ignore[arg-type]
+                "ceil_mode": bool(given.get("ceil_mode", False)),
+                "count_include_pad": bool(given.get("count_include_pad", True)),
+                "divisor_override": given.get("divisor_override"),
+            },
+        )
+
+    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
+        window = (*spec.kernel_size, *spec.stride, *spec.padding, spec.ceil_mode, spec.count_include_pad)
+        args = (node.args[0], *window, spec.divisor_override or 0, algorithm)
+        return node.graph.call_function(self.overload, args)
+
+    def fill(self, spec: OpSpec, args: abi.Args) -> None:
+        (pad_h, pad_w) = spec.padding
+        fill_window(args, spec.kernel_size, spec.stride, (pad_h, pad_h, pad_w, pad_w))
+        args.ceil_mode, args.count_include_pad = spec.ceil_mode, spec.count_include_pad
+        args.divisor_override = spec.divisor_override or 0
+
+    def fake(  # type: ignore[override]
+        self,
+        input: torch.Tensor,
+        kernel_h: int,
+        kernel_w: int,
+        stride_h: int,
+        stride_w: int,
+        pad_h: int,
+        pad_w: int,
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor_override: int,
+        algorithm: int,
+        channels_last: bool = False,
+    ) -> torch.Tensor:
+        height = pool_extent(input.shape[-2], kernel_h, stride_h, pad_h, 1, ceil_mode)
+        width = pool_extent(input.shape[-1], kernel_w, stride_w, pad_w, 1, ceil_mode)
+        return empty_image(input, input.shape[-3], height, width, channels_last)
+
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, include_pad, divisor = inputs[1:10]
+        pairs = [kernel_h, kernel_w], [stride_h, stride_w], [pad_h, pad_w]
+        ctx.window = *pairs, ceil_mode, include_pad, divisor or None
+
+    def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (input,) = ctx.saved_tensors
+        return aten.avg_pool2d_backward(grad, input, *ctx.window), *(None,) * 11

@@ -1,0 +1,87 @@
+"""linear: x @ weight.T + bias, which ATen writes as addmm or mm with a transposed weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from ..selection import OpSpec
+from .base import Operation, spec_of, tensor_spec
+
+if TYPE_CHECKING:
+    from ..backends import abi
+
+aten = torch.ops.aten
+
+
+class Linear(Operation):
+    name = "linear"
+    op_name = "ai3::linear"
+    default = "guess|torch"
+    default_reason = "the cheapest of ai3's algorithms by estimate; torch for dtypes that none of them computes"
+
+    def match(self, node: Node) -> OpSpec | None:
+        parts = _parts(node)
+        if parts is None:
+            return None
+        input, weight, bias = parts
+        weight_spec = tensor_spec(weight)
+        assert weight_spec is not None
+        out_features, in_features = weight_spec.shape
+        attributes = {
+            "weight": weight_spec,
+            "bias": tensor_spec(bias),
+            "in_features": in_features,
+            "out_features": out_features,
+        }
+        return spec_of(self.name, node, input, attributes)
+
+    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
+        parts = _parts(node)
+        assert parts is not None
+        return node.graph.call_function(self.overload, (*parts, algorithm), {"static_weight": is_static(parts[1])})
+
+    def fill(self, spec: OpSpec, args: abi.Args) -> None:
+        from ..backends.cpp import tensor_of
+
+        args.weight = tensor_of(spec.weight.shape)
+        args.has_bias = spec.bias is not None
+
+    def fake(self, input: torch.Tensor, weight: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:  # type: ignore[override]
+        return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        input, weight, bias, _, _, residual, ctx.activation = inputs
+        ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
+        ctx.save_for_backward(input, weight, output if ctx.activation else None)
+
+    def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        if ctx.activation:
+            grad = aten.threshold_backward(grad, output, 0)
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_weight = rows.t() @ input.reshape(-1, input.shape[-1])
+        grad_bias = rows.sum(0) if ctx.has_bias else None
+        return grad @ weight, grad_weight, grad_bias, None, None, grad if ctx.has_residual else None, None
+
+
+def _parts(node: Node) -> tuple[Node, Node, Node | None] | None:
+    """(input, weight, bias) where the node is a linear layer."""
+    if node.target is aten.addmm.default and not node.kwargs:
+        bias, input, transposed = node.args
+    elif node.target is aten.mm.default:
+        bias, (input, transposed) = None, node.args
+    else:
+        return None
+    assert isinstance(transposed, Node) and isinstance(input, Node)
+    is_transpose = transposed.target is aten.t.default or (
+        transposed.target is aten.permute.default and list(transposed.args[1]) == [1, 0]  # type: ignore[arg-type]
+    )
+    if not is_transpose or (isinstance(bias, Node) and bias.meta["val"].dim() != 1):
+        return None
+    weight = transposed.args[0]
+    assert isinstance(weight, Node) and (bias is None or isinstance(bias, Node))
+    return input, weight, bias

@@ -1,0 +1,106 @@
+"""maxpool2d: aten.max_pool2d_with_indices whose indices nobody uses."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from ..selection import OpSpec
+from .base import Operation, empty_image, fill_window, pair, pool_extent, shape_of, spec_of
+
+if TYPE_CHECKING:
+    from ..backends import abi
+
+aten = torch.ops.aten
+
+
+class MaxPool2d(Operation):
+    name = "maxpool2d"
+    op_name = "ai3::max_pool2d"
+    default = "guess|torch"
+    default_reason = "ai3's kernel; torch for dtypes it does not compute and where the indices are used"
+
+    def match(self, node: Node) -> OpSpec | None:
+        """Matches the getitem that takes the values, since that is what ai3's operation replaces."""
+        pool = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
+        if not isinstance(pool, Node) or pool.target is not aten.max_pool2d_with_indices.default:
+            return None
+        source = pool.args[0]
+        assert isinstance(source, Node)
+        if len(source.meta["val"].shape) != 4:
+            return None
+        kernel, stride, padding, dilation, ceil_mode = _window(pool)
+        uses_indices = any(user.args[1] == 1 for user in pool.users)
+        return spec_of(
+            self.name,
+            node,
+            source,
+            {
+                "kernel_size": kernel,
+                "stride": stride,
+                "padding": padding,
+                "dilation": dilation,
+                "ceil_mode": ceil_mode,
+                "return_indices": uses_indices,
+            },
+            output_shape=shape_of(node),
+            torch_only="its indices are used, by the model or by the backward pass" if uses_indices else None,
+        )
+
+    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
+        pool = node.args[0]
+        assert isinstance(pool, Node)
+        window = (*spec.kernel_size, *spec.stride, *spec.padding, *spec.dilation, spec.ceil_mode)
+        return node.graph.call_function(self.overload, (pool.args[0], *window, algorithm))
+
+    def fill(self, spec: OpSpec, args: abi.Args) -> None:
+        (pad_h, pad_w) = spec.padding
+        fill_window(args, spec.kernel_size, spec.stride, (pad_h, pad_h, pad_w, pad_w), spec.dilation)
+        args.ceil_mode = spec.ceil_mode
+
+    def fake(  # type: ignore[override]
+        self,
+        input: torch.Tensor,
+        kernel_h: int,
+        kernel_w: int,
+        stride_h: int,
+        stride_w: int,
+        pad_h: int,
+        pad_w: int,
+        dilation_h: int,
+        dilation_w: int,
+        ceil_mode: bool,
+        algorithm: int,
+        channels_last: bool = False,
+    ) -> torch.Tensor:
+        height = pool_extent(input.shape[-2], kernel_h, stride_h, pad_h, dilation_h, ceil_mode)
+        width = pool_extent(input.shape[-1], kernel_w, stride_w, pad_w, dilation_w, ceil_mode)
+        return empty_image(input, input.shape[-3], height, width, channels_last)
+
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, ceil_mode = inputs[1:10]
+        ctx.window = [kernel_h, kernel_w], [stride_h, stride_w], [pad_h, pad_w], [dilation_h, dilation_w], ceil_mode
+
+    def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (input,) = ctx.saved_tensors
+        _, indices = aten.max_pool2d_with_indices(input, *ctx.window)
+        return aten.max_pool2d_with_indices_backward(grad, input, *ctx.window, indices), *(None,) * 11
+
+
+def _window(pool: Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], bool]:
+    """ATen's arguments with its defaults: no stride means the kernel's size."""
+    given = dict(zip(("kernel", "stride", "padding", "dilation", "ceil_mode"), pool.args[1:])) | pool.kwargs
+    kernel = pair(given["kernel"])  # type: ignore[arg-type]
+    stride = given.get("stride")
+    return (
+        kernel,
+        pair(stride) if stride else kernel,  # type: ignore[arg-type]
+        pair(given.get("padding", 0)),  # type: ignore[arg-type]
+        pair(given.get("dilation", 1)),  # type: ignore[arg-type]
+        bool(given.get("ceil_mode", False)),
+    )

@@ -1,0 +1,19 @@
+"""The graph passes over ATen graphs, in the order they run: select, fold, fuse, layout."""
+
+from __future__ import annotations
+
+from torch.fx import Graph
+
+from . import fold, fuse, layout, select
+from .context import Context
+
+PASSES = (select.run, fold.run, fuse.run, layout.run)
+
+
+def run(graph: Graph, context: Context) -> None:
+    """Runs every pass on a graph, in place; the graph is lint-free after each of them."""
+    for step in PASSES:
+        step(graph, context)
+
+
+__all__ = ["PASSES", "Context", "run"]

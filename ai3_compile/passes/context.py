@@ -1,0 +1,81 @@
+"""What the passes know besides the graph, and how they put nodes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._guards import detect_fake_mode
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from ..options import Policy
+from ..report import GraphReport
+from ..selection import System
+
+
+@dataclass
+class Context:
+    policy: Policy
+    system: System
+    report: GraphReport
+    is_inference: bool
+    """No gradient will be asked for: fusing over saved values is safe, and packs may be kept."""
+    decompose_batch_norm: bool
+    """Whether what compiles the rest expects batch norm in primitive operations (Inductor does)."""
+    static_inputs: Sequence[int]
+    """Which inputs of the graph are parameters and buffers."""
+    algorithms: dict[int, Any] = field(default_factory=dict)
+    """The algorithms in the graph by id."""
+
+
+def value_of(argument: Any) -> Any:
+    """An argument with every node replaced by its fake value."""
+    return map_arg(argument, lambda node: node.meta["val"])
+
+
+def set_value(node: Node) -> None:
+    """Computes a node's fake value from its arguments, and tells Inductor the strides the operation counts on."""
+    args, kwargs = value_of(node.args), value_of(node.kwargs)
+    mode = detect_fake_mode((args, kwargs))
+    assert mode is not None and callable(node.target)
+    with mode, torch.no_grad():
+        node.meta["val"] = node.target(*args, **kwargs)
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "ai3":
+        node.meta["eager_input_vals"] = (args, kwargs)
+
+
+def replace(old: Node, new: Node) -> None:
+    """Puts `new`, already in the graph, in the place of `old`."""
+    new.meta = {**old.meta, **new.meta}
+    set_value(new)
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def is_ai3(node: Any, *operations: str) -> bool:
+    """Whether a node is one of ai3's operations, of the given names if any (`ai3::conv2d`)."""
+    if not isinstance(node, Node) or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    name = node.target.name()
+    return name in operations if operations else name.startswith("ai3::")
+
+
+def algorithm_of(node: Node) -> int:
+    """The algorithm id among the arguments of one of ai3's nodes."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    position = [argument.name for argument in node.target._schema.arguments].index("algorithm")
+    value = node.args[position]
+    assert isinstance(value, int)
+    return value
+
+
+def only_user(node: Node) -> Node | None:
+    """The one node that uses this one's value, or None where several do."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def remove_dead(graph: Graph) -> None:
+    graph.eliminate_dead_code()

@@ -1,0 +1,46 @@
+"""The reports of this process: one a compiled model, the graphs of one call together."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from .rows import GraphReport, Report
+
+_reports: list[Report] = []
+# Enough for a session; a service that compiles for ever keeps no more.
+_LIMIT = 256
+
+
+def reports() -> tuple[Report, ...]:
+    """The reports of the models compiled in this process, oldest first (the last 256)."""
+    return tuple(_reports)
+
+
+def last_report() -> Report:
+    """What ai3 chose in the model that was compiled last; printing it shows a table.
+
+    Raises LookupError where nothing has been compiled yet: `torch.compile` compiles at the first call of the model.
+    """
+    if not _reports:
+        raise LookupError(
+            "ai3 has compiled nothing yet in this process: torch.compile compiles when the model is first called."
+        )
+    return _reports[-1]
+
+
+def add(graph: GraphReport, *, continues: bool) -> None:
+    """Adds a graph: to the last report where it is the part of the same function behind a graph break."""
+    if not (continues and _reports):
+        _reports.append(Report())
+        del _reports[:-_LIMIT]
+    _reports[-1].graphs.append(graph)
+
+
+def is_continuation(gm: GraphModule) -> bool:
+    """Whether Dynamo captured this graph from the rest of a function behind a graph break."""
+    traces = (node.stack_trace for node in gm.graph.nodes if node.stack_trace)
+    return any("torch_dynamo_resume_in" in trace for trace in traces)
+
+
+def clear() -> None:
+    _reports.clear()

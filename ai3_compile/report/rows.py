@@ -1,0 +1,114 @@
+"""The rows of a report, filled by the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from ..selection import Decision
+from .table import format_rows
+
+
+@dataclass
+class Row:
+    """One operation of a compiled network."""
+
+    operation: str
+    name: str
+    """Module path, as in `model.get_submodule`; empty for a call outside a module."""
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    dtype: str
+    algorithm: str
+    """`algorithm@platform`; `fused` where the operation runs inside another row's, which `why` names."""
+    why: str
+    rejected: dict[str, str]
+    """Every other algorithm and the reason against it."""
+    fused: list[str] = field(default_factory=list)
+    """What runs inside this operation: batch_norm, add, relu."""
+
+    def __str__(self) -> str:
+        extra = "".join(f" + {name}" for name in self.fused)
+        against = "; ".join(f"{name}: {reason}" for name, reason in self.rejected.items())
+        shape = "x".join(map(str, self.input_shape))
+        return f"{self.operation} {self.name} {shape}: {self.algorithm}{extra} ({self.why}); not {against}"
+
+
+class GraphReport:
+    """The rows of one captured graph, in the order of the graph."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.rows: list[Row] = []
+        self._nodes: dict[Node, Row] = {}
+
+    def add(self, decision: Decision, node: Node) -> None:
+        spec = decision.spec
+        row = Row(
+            operation=spec.operation,
+            name=spec.name,
+            input_shape=spec.input_shape,
+            output_shape=spec.output_shape,
+            dtype=str(spec.dtype).removeprefix("torch."),
+            algorithm=decision.chosen.qualified,
+            why=decision.why,
+            rejected={r.algorithm: r.reason for r in decision.rejected},
+        )
+        self.rows.append(row)
+        self._nodes[node] = row
+
+    def rename(self, old: Node, new: Node) -> None:
+        """The row of `old` is now computed by `new`."""
+        if old in self._nodes:
+            self._nodes[new] = self._nodes.pop(old)
+
+    def fused(self, node: Node, absorbed: Node, what: str) -> None:
+        """`absorbed` now runs inside `node`."""
+        host = self._nodes[node]
+        host.fused.append(what)
+        row = self._nodes.pop(absorbed, None)
+        if row is not None:
+            row.algorithm, row.why = "fused", f"runs inside {host.operation} {host.name or '(no module)'}"
+
+    def sort_by(self, graph: Graph) -> None:
+        """Puts the rows in the order of the graph; they are made operation by operation."""
+        order = {node: index for index, node in enumerate(graph.nodes)}
+        places = {id(row): order.get(node, len(order)) for node, row in self._nodes.items()}
+        self.rows.sort(key=lambda row: places[id(row)])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "rows": [asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GraphReport:
+        report = cls(data["name"])
+        for row in data["rows"]:
+            shapes = {key: tuple(row[key]) for key in ("input_shape", "output_shape")}
+            report.rows.append(Row(**{**row, **shapes}))
+        return report
+
+
+class Report:
+    """All rows of one compiled model: more than one graph where Dynamo broke it, or recompiled it for other shapes."""
+
+    def __init__(self) -> None:
+        self.graphs: list[GraphReport] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for graph in self.graphs for row in graph.rows]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "ai3: none of the operations whose algorithm can be chosen occurs in this model."
+        titles = [f"graph {i}: {g.name}" if len(self.graphs) > 1 else "" for i, g in enumerate(self.graphs)]
+        return "\n\n".join(format_rows(graph.rows, title) for graph, title in zip(self.graphs, titles) if graph.rows)

@@ -1,0 +1,8 @@
+"""Which algorithm runs an operation, and why: pure functions over dataclasses, with no graph, no build and no device."""
+
+from .decision import Candidate, Decision, Rejected, System
+from .select import select
+from .selector import Selector, parse_selector
+from .spec import OpSpec, TensorSpec
+
+__all__ = ["Candidate", "Decision", "OpSpec", "Rejected", "Selector", "System", "TensorSpec", "parse_selector", "select"]

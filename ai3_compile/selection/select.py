@@ -1,0 +1,101 @@
+"""select: one operation, one selector, all algorithms -> a Decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import NothingFitsError, StrictError
+from .decision import Candidate, Decision, Rejected, System
+from .selector import POLICIES, parse_names
+from .spec import OpSpec
+
+TORCH = "torch"
+
+
+def select(
+    spec: OpSpec, selector: str, registry: Sequence[Candidate], system: System, *, default: str, strict: bool = False
+) -> Decision:
+    """Chooses an algorithm for `spec`.
+
+    The names in `selector` are tried in order; of algorithms that share a name, the first platform of the registry that
+    fits is taken. `guess` is the algorithm of the lowest estimated cost among those that fit and have an estimate
+    (ties: the registry's order), and torch where none does. `default` stands for the selector `default`, the
+    operation's own policy. With `strict` both mean the cheapest algorithm that is not torch's.
+
+    Raises UnknownAlgorithmError for an unknown name, NothingFitsError where no name fits, StrictError where only a
+    policy that leaves the operation to torch would fit.
+    """
+    known = [c for c in registry if c.operation == spec.operation]
+    names = parse_names(spec.operation, selector, known)
+    objections = {c.qualified: _objection(c, spec, system) for c in known}
+    fitting = [c for c in known if objections[c.qualified] is None]
+
+    for name in names:
+        policy = name in POLICIES
+        steps = _steps(name, default, strict)
+        for step in steps:
+            if step in POLICIES:
+                chosen, costs = _cheapest(fitting, spec)
+            else:
+                chosen, costs = next((c for c in fitting if step in (c.name, c.qualified)), None), {}
+            if chosen is None:
+                continue
+            rejected = tuple(
+                Rejected(c.qualified, objections[c.qualified] or _passed_over(c, chosen, (*names, *steps), selector, costs))
+                for c in known
+                if c is not chosen
+            )
+            return Decision(spec, selector, chosen, _why(chosen, name, step, costs), rejected, policy)
+
+    trace = "\n".join(
+        f"  {c.qualified}: {objections[c.qualified] or 'fits, but ' + _not_named(selector)}" for c in known
+    )
+    where = f"{spec.name or '(no module)'} {'x'.join(map(str, spec.input_shape))}"
+    error = StrictError if strict and any(n in POLICIES for n in names) else NothingFitsError
+    way_out = f"{selector}|{'default' if 'default' not in names else TORCH}"
+    raise error(operation=spec.operation, where=where, selector=selector, trace=trace, way_out=way_out)
+
+
+def _steps(name: str, default: str, strict: bool) -> Sequence[str]:
+    """What one name of a selector stands for, in order."""
+    if name not in POLICIES:
+        return (name,)
+    if strict:
+        return ("guess",)
+    return default.split("|") if name == "default" else ("guess", TORCH)
+
+
+def _objection(candidate: Candidate, spec: OpSpec, system: System) -> str | None:
+    if candidate.platform != TORCH and spec.torch_only is not None:
+        return spec.torch_only
+    return system.platforms[candidate.platform] or candidate.supports(spec)
+
+
+def _cheapest(fitting: Sequence[Candidate], spec: OpSpec) -> tuple[Candidate | None, dict[str, float]]:
+    costs = {c.qualified: cost for c in fitting if (cost := c.cost(spec)) is not None}
+    priced = [c for c in fitting if c.qualified in costs]
+    return min(priced, key=lambda c: costs[c.qualified], default=None), costs
+
+
+def _why(chosen: Candidate, name: str, step: str, costs: dict[str, float]) -> str:
+    if step in POLICIES:
+        return f"{name}: lowest estimated cost of {len(costs)}" if len(costs) > 1 else f"{name}: the only one that fits"
+    if name in POLICIES:
+        return f"{name}: this operation's policy is to prefer {step}"
+    return f"named {name!r}"
+
+
+def _passed_over(
+    other: Candidate, chosen: Candidate, considered: Sequence[str], selector: str, costs: dict[str, float]
+) -> str:
+    if other.qualified in costs:
+        return f"estimated {costs[other.qualified] / max(costs[chosen.qualified], 1e-30):.1f}x the time"
+    if other.name in considered or other.qualified in considered:
+        return f"comes after {chosen.qualified} in {selector!r}"
+    if costs and other.platform != TORCH:
+        return "has no cost estimate"
+    return _not_named(selector)
+
+
+def _not_named(selector: str) -> str:
+    return f"not named by {selector!r}"

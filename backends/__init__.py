@@ -1,0 +1,32 @@
+"""The platforms, one module each: what computes an algorithm. A module that defines PLATFORM is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..registry import Algorithm
+    from ..selection import OpSpec
+
+
+class Platform(Protocol):
+    name: str
+    description: str
+    ending: str | None
+    """How its kernel files end, after the algorithm's name; None where it has no files."""
+
+    def unavailable(self) -> str | None:
+        """None where this machine can run it, else the reason."""
+
+    def load(self, algorithms: Sequence[Algorithm]) -> None:
+        """Builds and loads these algorithms, those that are not loaded yet."""
+
+    def supports(self, algorithm: Algorithm, spec: OpSpec) -> str | None:
+        """None where the algorithm can run the operation, else the reason."""
+
+    def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
+        """The algorithm's own estimate; None without one."""
+
+    def prefers_channels_last(self, algorithm: Algorithm) -> bool:
+        """Whether the algorithm works on channels_last images without converting them."""

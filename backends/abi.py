@@ -1,0 +1,90 @@
+"""The structs of kernels/include/ai3/kernel.h as ctypes, and a loaded algorithm's table behind Python calls."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+
+ABI_VERSION = 1
+MAX_DIMS = 8
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
+NCHW, NHWC, EPILOGUE = 1, 2, 4
+
+RangeFunction = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
+ParallelFor = CFUNCTYPE(None, c_int64, RangeFunction, c_void_p)
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("ndim", c_int32),
+        ("size", c_int64 * MAX_DIMS),
+        ("stride", c_int64 * MAX_DIMS),
+    ]
+
+
+class Runtime(ctypes.Structure):
+    _fields_ = [("num_threads", c_int32), ("parallel_for", ParallelFor)]
+
+
+class Args(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("input", Tensor),
+        ("weight", Tensor),
+        ("output", Tensor),
+        ("residual", Tensor),
+        ("bias", c_void_p),
+        ("has_bias", c_int32),
+        ("has_residual", c_int32),
+        ("activation", c_int32),
+        ("kernel_h", c_int64),
+        ("kernel_w", c_int64),
+        ("stride_h", c_int64),
+        ("stride_w", c_int64),
+        ("dilation_h", c_int64),
+        ("dilation_w", c_int64),
+        ("pad_top", c_int64),
+        ("pad_bottom", c_int64),
+        ("pad_left", c_int64),
+        ("pad_right", c_int64),
+        ("groups", c_int64),
+        ("ceil_mode", c_int32),
+        ("count_include_pad", c_int32),
+        ("divisor_override", c_int64),
+        ("packed", c_void_p),
+        ("plan", c_void_p),
+        ("workspace", c_void_p),
+        ("runtime", POINTER(Runtime)),
+        ("stream", c_void_p),
+    ]
+
+
+_SIZE = CFUNCTYPE(c_size_t, POINTER(Args))
+_FILL = CFUNCTYPE(None, POINTER(Args), c_void_p)
+
+
+class Kernel(ctypes.Structure):
+    _fields_ = [
+        ("abi_version", c_uint32),
+        ("operation", c_char_p),
+        ("algorithm", c_char_p),
+        ("version", c_uint32),
+        ("flags", c_uint32),
+        ("supports", CFUNCTYPE(c_char_p, POINTER(Args))),
+        ("cost", CFUNCTYPE(c_double, POINTER(Args))),
+        ("workspace_bytes", _SIZE),
+        ("packed_bytes", _SIZE),
+        ("pack", _FILL),
+        ("pack_variant", CFUNCTYPE(c_int64, POINTER(Args))),
+        ("plan_bytes", _SIZE),
+        ("make_plan", _FILL),
+        ("run", CFUNCTYPE(None, POINTER(Args))),
+    ]
+
+
+def kernel_table(library: ctypes.CDLL) -> Kernel:
+    """The table a loaded module exports; raises AttributeError where it exports none."""
+    get = library.ai3_get_kernel
+    get.restype, get.argtypes = POINTER(Kernel), []
+    return get().contents

@@ -1,0 +1,108 @@
+"""Platform cpp: plain C++ for the CPU it is built on, one shared library an algorithm."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import core
+from ..errors import KernelLoadError
+from ..ops import OPERATIONS
+from . import abi, builder
+
+if TYPE_CHECKING:
+    from ..registry import Algorithm
+    from ..selection import OpSpec
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {
+    torch.float32: abi.FLOAT32,
+    torch.float64: abi.FLOAT64,
+    torch.float16: abi.FLOAT16,
+    torch.bfloat16: abi.BFLOAT16,
+}
+
+
+class CppPlatform:
+    name = "cpp"
+    description = "C++ compiled for this machine's CPU"
+    ending = ".cpp"
+
+    def __init__(self) -> None:
+        self._tables: dict[Algorithm, abi.Kernel] = {}
+        self._libraries: list[ctypes.CDLL] = []  # a table points into its library
+        self._lock = threading.Lock()
+
+    def unavailable(self) -> str | None:
+        return builder.no_compiler_reason()
+
+    def load(self, algorithms: Sequence[Algorithm]) -> None:
+        """Raises BuildError where one does not compile and KernelLoadError where its table is not what its path says."""
+        with self._lock:
+            missing = [a for a in algorithms if a not in self._tables]
+            for algorithm, path in zip(missing, builder.build_kernels([(a.label, a.source) for a in missing])):
+                library = ctypes.CDLL(str(path))
+                table = abi.kernel_table(library)
+                named = (table.operation.decode(), table.algorithm.decode())
+                if named != (algorithm.operation, algorithm.name):
+                    raise KernelLoadError(
+                        source=algorithm.source, message=f"its table says {named}, its path says otherwise"
+                    )
+                refusal = core.register_kernel(algorithm.id, ctypes.addressof(table), algorithm.label)
+                if refusal is not None:
+                    raise KernelLoadError(source=algorithm.source, message=refusal)
+                self._libraries.append(library)
+                self._tables[algorithm] = table
+                log.debug("loaded %s from %s", algorithm.label, path)
+
+    def table(self, algorithm: Algorithm) -> abi.Kernel:
+        """The algorithm's table, loading it first where need be."""
+        if algorithm not in self._tables:
+            self.load([algorithm])
+        return self._tables[algorithm]
+
+    def supports(self, algorithm: Algorithm, spec: OpSpec) -> str | None:
+        if spec.device != "cpu":
+            return f"runs on the CPU, and this operation on {spec.device}"
+        table = self.table(algorithm)
+        reason = table.supports(args_of(spec, table.flags))
+        return None if reason is None else reason.decode()
+
+    def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
+        table = self.table(algorithm)
+        return table.cost(args_of(spec, table.flags)) if table.cost else None
+
+    def prefers_channels_last(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.NHWC)
+
+
+def args_of(spec: OpSpec, flags: int) -> abi.Args:
+    """The arguments of one call as far as its shapes tell, in the layout the algorithm prefers."""
+    args = abi.Args(dtype=_DTYPES.get(spec.dtype, abi.OTHER_DTYPE), groups=1)
+    channels_last = bool(flags & abi.NHWC)
+    args.input = tensor_of(spec.input_shape, channels_last)
+    args.output = tensor_of(spec.output_shape, channels_last)
+    OPERATIONS[spec.operation].fill(spec, args)
+    return args
+
+
+def tensor_of(shape: Sequence[int], channels_last: bool = False) -> abi.Tensor:
+    """A tensor of this shape without data, contiguous or channels_last."""
+    tensor = abi.Tensor(ndim=len(shape))
+    order = list(range(len(shape)))
+    if channels_last and len(shape) == 4:
+        order = [0, 2, 3, 1]
+    stride = 1
+    for dim in reversed(order):
+        tensor.size[dim], tensor.stride[dim] = shape[dim], stride
+        stride *= max(shape[dim], 1)
+    return tensor
+
+
+PLATFORM = CppPlatform()

@@ -1,0 +1,34 @@
+"""Platform torch: the operation stays a PyTorch operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..registry import Algorithm
+    from ..selection import OpSpec
+
+
+class TorchPlatform:
+    name = "torch"
+    description = "PyTorch's own operations"
+    ending = None
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def load(self, algorithms: Sequence[Algorithm]) -> None:
+        """Nothing to load."""
+
+    def supports(self, algorithm: Algorithm, spec: OpSpec) -> str | None:
+        return None
+
+    def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
+        return None
+
+    def prefers_channels_last(self, algorithm: Algorithm) -> bool:
+        return False
+
+
+PLATFORM = TorchPlatform()

@@ -1,0 +1,1 @@
+"""Native sources, installed with the package."""

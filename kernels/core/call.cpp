@@ -1,0 +1,213 @@
+// One call of an algorithm: layout, output, workspace, the profiler's label, and the epilogue it leaves to us.
+#include <array>
+
+#include "core.h"
+
+namespace ai3 {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+
+void parallel_for(int64_t count, ai3_range_fn body, void* arg) {
+  struct Task {
+    ai3_range_fn body;
+    void* arg;
+  } task{body, arg};
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(
+      0, count, 1,
+      [](int64_t begin, int64_t end, void* ctx) {
+        const Task* t = static_cast<const Task*>(ctx);
+        t->body(t->arg, begin, end);
+      },
+      &task));
+}
+
+// Kept between calls: fresh pages for every call would cost more than many a layer.
+void* workspace(size_t bytes) {
+  thread_local Buffer buffer;
+  thread_local size_t held = 0;
+  if (bytes > held) {
+    buffer.reset();
+    buffer = allocate(bytes);
+    held = bytes;
+  }
+  return buffer.get();
+}
+
+class ProfilerLabel {
+ public:
+  explicit ProfilerLabel(const char* name) {
+    TORCH_ERROR_CODE_CHECK(aoti_record_function_start(name, nullptr, nullptr, 0, &guard_));
+  }
+  ~ProfilerLabel() { aoti_record_function_end(guard_); }
+  ProfilerLabel(const ProfilerLabel&) = delete;
+  ProfilerLabel& operator=(const ProfilerLabel&) = delete;
+
+ private:
+  AtenRecordFunctionHandle guard_;
+};
+
+// An image is [N,C,H,W]; a 3-d tensor is an image of batch 1.
+std::array<int64_t, 4> image_sizes(const Tensor& t) {
+  const auto s = t.sizes();
+  if (s.size() == 3) return {1, s[0], s[1], s[2]};
+  return {s[0], s[1], s[2], s[3]};
+}
+
+std::array<int64_t, 4> image_strides(const std::array<int64_t, 4>& s, bool channels_last) {
+  if (channels_last) return {s[1] * s[2] * s[3], 1, s[1] * s[3], s[1]};
+  // As ATen: a size of 0 counts as 1.
+  auto n = [](int64_t v) { return v > 0 ? v : 1; };
+  return {n(s[1]) * n(s[2]) * n(s[3]), n(s[2]) * n(s[3]), n(s[3]), 1};
+}
+
+bool image_is(const Tensor& t, bool channels_last) {
+  const auto sizes = image_sizes(t);
+  const auto expected = image_strides(sizes, channels_last);
+  const auto strides = t.strides();
+  const int shift = static_cast<int>(4 - strides.size());
+  for (int d = shift; d < 4; ++d) {
+    if (sizes[d] != 1 && strides[d - shift] != expected[d]) return false;
+  }
+  return true;
+}
+
+// A tensor whose memory is an image in this layout: itself where it is one already.
+Tensor image_as(const Tensor& t, bool channels_last) {
+  if (image_is(t, channels_last)) return t;
+  if (!channels_last) return torch::stable::contiguous(t);
+  const Tensor batched = t.dim() == 3 ? torch::stable::unsqueeze(t, 0) : t;
+  return torch::stable::contiguous(batched, MemoryFormat::ChannelsLast);
+}
+
+ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable) {
+  ai3_tensor view{};
+  view.data = writable ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+  view.ndim = 4;
+  const auto sizes = image_sizes(t);
+  const auto strides = image_strides(sizes, channels_last);
+  for (int d = 0; d < 4; ++d) {
+    view.size[d] = sizes[d];
+    view.stride[d] = strides[d];
+  }
+  return view;
+}
+
+Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last) {
+  const bool batched = like.dim() == 4;
+  if (batched && channels_last) {
+    return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                                MemoryFormat::ChannelsLast);
+  }
+  const torch::headeronly::IntHeaderOnlyArrayRef all(sizes);
+  return torch::stable::empty(batched ? all : all.slice(1), like.scalar_type(), std::nullopt, like.device());
+}
+
+template <typename T>
+void add_and_activate(int64_t count, void* out, const void* residual, ai3_activation activation) {
+  struct Task {
+    T* out;
+    const T* residual;
+    bool relu;
+  } task{static_cast<T*>(out), static_cast<const T*>(residual), activation == AI3_RELU};
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(
+      0, count, 16384,
+      [](int64_t begin, int64_t end, void* ctx) {
+        const Task& t = *static_cast<const Task*>(ctx);
+        for (int64_t i = begin; i < end; ++i) {
+          const T v = t.residual == nullptr ? t.out[i] : t.out[i] + t.residual[i];
+          t.out[i] = t.relu && v < 0 ? T(0) : v;  // NaN stays NaN, as in torch
+        }
+      },
+      &task));
+}
+
+void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t elements) {
+  const ai3_kernel* table = kernel.table;
+  const std::shared_ptr<void> plan = prepare_plan(kernel, id, args);
+  args.plan = plan.get();
+  const ai3_runtime runtime{static_cast<int32_t>(torch::stable::get_num_threads()), parallel_for};
+  args.runtime = &runtime;
+  args.workspace = table->workspace_bytes == nullptr ? nullptr : workspace(table->workspace_bytes(&args));
+  if ((table->flags & AI3_EPILOGUE) != 0) {
+    table->run(&args);
+    return;
+  }
+  ai3_args plain = args;
+  plain.residual = ai3_tensor{};
+  plain.has_residual = 0;
+  plain.activation = AI3_IDENTITY;
+  table->run(&plain);
+  if (args.has_residual != 0 || args.activation != AI3_IDENTITY) {
+    (args.dtype == AI3_FLOAT64 ? add_and_activate<double> : add_and_activate<float>)(elements, args.output.data,
+                                                                                     args.residual.data, args.activation);
+  }
+}
+
+}  // namespace
+
+ai3_dtype dtype_of(const Tensor& t) {
+  using torch::headeronly::ScalarType;
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return AI3_FLOAT32;
+    case ScalarType::Double: return AI3_FLOAT64;
+    case ScalarType::Half: return AI3_FLOAT16;
+    case ScalarType::BFloat16: return AI3_BFLOAT16;
+    default: return AI3_OTHER;
+  }
+}
+
+void check_supported(const LoadedKernel& kernel, const ai3_args& args) {
+  const char* reason = kernel.table->supports(&args);
+  STD_TORCH_CHECK(reason == nullptr, kernel.label, " cannot run here: ", reason);
+}
+
+Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_channels, int64_t out_h, int64_t out_w,
+                 bool channels_last, const WeightSource* weight, const OptionalTensor& residual) {
+  const LoadedKernel& kernel = find_kernel(id);
+  const ProfilerLabel label(kernel.label.c_str());
+  const uint32_t flags = kernel.table->flags;
+  STD_TORCH_CHECK((flags & (AI3_NCHW | AI3_NHWC)) != 0, kernel.label, ": its table names no layout");
+  // NHWC where the algorithm takes both and the caller wants that, or where it takes nothing else.
+  const bool nhwc = (flags & AI3_NHWC) != 0 && (channels_last || (flags & AI3_NCHW) == 0);
+  const std::array<int64_t, 4> sizes = {image_sizes(input)[0], out_channels, out_h, out_w};
+  Tensor result = empty_image(input, sizes, channels_last);
+
+  args.dtype = dtype_of(input);
+  const Tensor in = image_as(input, nhwc);
+  args.input = image_view(in, nhwc, false);
+  const bool direct_output = image_is(result, nhwc);
+  Tensor out = direct_output ? result : empty_image(in, sizes, nhwc);
+  if (!direct_output && !image_is(out, nhwc)) {
+    // A 3-d result asked of a channels_last algorithm: compute it as a batch of one.
+    out = empty_image(torch::stable::unsqueeze(in, 0), sizes, nhwc);
+  }
+  args.output = image_view(out, nhwc, true);
+  OptionalTensor extra;
+  if (residual) {
+    extra = image_as(*residual, nhwc);
+    args.residual = image_view(*extra, nhwc, false);
+    args.has_residual = 1;
+  }
+  check_supported(kernel, args);
+  if (result.numel() == 0) return result;
+  PreparedWeight prepared{};
+  if (weight != nullptr) {
+    prepared = prepare_weight(kernel, id, args, *weight);
+    args.weight.data = const_cast<void*>(prepared.weight);
+    args.bias = prepared.bias;
+    args.packed = prepared.packed;
+  }
+  run_kernel(kernel, id, args, result.numel());
+  if (!direct_output) torch::stable::copy_(result, out.dim() == result.dim() ? out : torch::stable::squeeze(out, 0));
+  return result;
+}
+
+void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args) {
+  const ProfilerLabel label(kernel.label.c_str());
+  int64_t elements = 1;
+  for (int d = 0; d < args.output.ndim; ++d) elements *= args.output.size[d];
+  run_kernel(kernel, id, args, elements);
+}
+
+}  // namespace ai3

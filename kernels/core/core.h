@@ -1,0 +1,76 @@
+// The core library's own parts: the table of loaded algorithms, the cache of packed weights, and one call of an algorithm.
+#pragma once
+
+#include <ai3/kernel.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace ai3 {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+struct FreeDeleter {
+  void operator()(void* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<void, FreeDeleter>;
+
+// 64-byte aligned, as kernel.h promises for packed weights, plans and workspace.
+Buffer allocate(size_t bytes);
+
+struct LoadedKernel {
+  const ai3_kernel* table;
+  std::string label;  // "ai3::conv2d[winograd@cpp]", shown by torch.profiler
+};
+
+// The loaded algorithm of this id; asks Python to load it the first time, since a compiled graph names only ids.
+const LoadedKernel& find_kernel(int64_t id);
+
+// The weight of one call as its algorithm wants it. `keep` owns whatever the pointers point to.
+struct PreparedWeight {
+  const void* weight;  // contiguous, batch norm folded in
+  const void* bias;
+  const void* packed;
+  std::shared_ptr<void> keep;
+};
+
+// Batch norm in inference: y = (x - mean) * weight / sqrt(var + eps) + bias.
+struct BatchNorm {
+  OptionalTensor weight, bias, mean, var;
+  double eps;
+};
+
+struct WeightSource {
+  const Tensor& weight;
+  const OptionalTensor& bias;  // contiguous
+  const BatchNorm* norm;  // null without one
+  bool is_static;         // the caller vouches that the weight outlives this call: it may be packed once
+};
+
+PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& source);
+
+// Tables computed once a shape.
+std::shared_ptr<void> prepare_plan(const LoadedKernel& kernel, int64_t id, const ai3_args& args);
+
+ai3_dtype dtype_of(const Tensor& t);
+
+// Runs one image operation: brings the input to a layout the algorithm takes, allocates the output in the layout asked
+// for, and applies what the algorithm leaves of the epilogue. `args` holds the window; `weight` is null without one.
+Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_channels, int64_t out_h, int64_t out_w,
+                 bool channels_last, const WeightSource* weight, const OptionalTensor& residual);
+
+// Runs an operation whose input and output are ready in args.
+void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args);
+
+// Throws, naming the algorithm, where it cannot compute these arguments.
+void check_supported(const LoadedKernel& kernel, const ai3_args& args);
+
+}  // namespace ai3

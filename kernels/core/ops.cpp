@@ -1,0 +1,306 @@
+// The operations ai3 registers with PyTorch: schemas and CPU implementations. Attributes are scalar ints, since a list
+// costs a microsecond a call; `algorithm` is the id of one algorithm on one platform (ai3_compile/registry.py).
+#include <torch/csrc/stable/library.h>
+
+#include "core.h"
+
+namespace ai3 {
+namespace {
+
+void check_image(const char* op, const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ", input.dim(),
+                  " dimensions");
+}
+
+void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
+  if (!other) return;
+  STD_TORCH_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
+  STD_TORCH_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
+}
+
+ai3_tensor contiguous_view(void* data, std::initializer_list<int64_t> sizes) {
+  ai3_tensor view{};
+  view.data = data;
+  view.ndim = static_cast<int32_t>(sizes.size());
+  int d = 0;
+  for (int64_t s : sizes) view.size[d++] = s;
+  int64_t stride = 1;
+  for (d = view.ndim - 1; d >= 0; --d) {
+    view.stride[d] = stride;
+    stride *= view.size[d] > 0 ? view.size[d] : 1;
+  }
+  return view;
+}
+
+ai3_tensor any_view(const Tensor& t) {
+  ai3_tensor view{};
+  view.data = const_cast<void*>(t.const_data_ptr());
+  view.ndim = static_cast<int32_t>(t.dim());
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    view.size[d] = t.size(d);
+    view.stride[d] = t.stride(d);
+  }
+  return view;
+}
+
+int64_t channels_of(const Tensor& t) { return t.size(t.dim() - 3); }
+int64_t height_of(const Tensor& t) { return t.size(t.dim() - 2); }
+int64_t width_of(const Tensor& t) { return t.size(t.dim() - 1); }
+
+OptionalTensor contiguous(const OptionalTensor& t) {
+  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
+}
+
+int64_t conv_extent(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t span = in + pad - dilation * (kernel - 1) - 1;
+  return span < 0 ? 0 : span / stride + 1;
+}
+
+// As ATen's pooling_output_shape: with ceil_mode the last window must start inside the input or the left padding.
+int64_t pool_extent(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, bool ceil_mode) {
+  const int64_t span = in + 2 * pad - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
+  int64_t out = (span >= 0 ? span / stride : -((-span + stride - 1) / stride)) + 1;
+  if (ceil_mode && (out - 1) * stride >= in + pad) --out;
+  return out;
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride_h, int64_t stride_w,
+              int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
+              int64_t dilation_w, int64_t groups, int64_t algorithm, bool channels_last, bool static_weight,
+              const OptionalTensor& residual, int64_t activation, const OptionalTensor& bn_weight,
+              const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var,
+              double bn_eps) {
+  const char* op = "ai3::conv2d";
+  check_image(op, input);
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": expected a weight [K,C/groups,R,S], got ", weight.dim(), " dimensions");
+  STD_TORCH_CHECK(groups > 0 && channels_of(input) == weight.size(1) * groups && weight.size(0) % groups == 0, op,
+                  ": an input of ", channels_of(input), " channels does not fit a weight of ", weight.size(0), "x",
+                  weight.size(1), " channels with ", groups, " groups");
+  STD_TORCH_CHECK(stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0, op,
+                  ": stride and dilation must be positive");
+  STD_TORCH_CHECK(pad_top >= 0 && pad_bottom >= 0 && pad_left >= 0 && pad_right >= 0, op, ": negative padding");
+  STD_TORCH_CHECK(weight.numel() > 0, op, ": an empty weight");
+  check_like(op, "weight", input, weight);
+  check_like(op, "bias", input, bias);
+  check_like(op, "residual", input, residual);
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ",
+                  weight.size(0), " elements");
+  const bool folds = bn_mean.has_value() && bn_var.has_value();
+  for (const OptionalTensor* t : {&bn_weight, &bn_bias, &bn_mean, &bn_var}) {
+    check_like(op, "a batch norm parameter", input, *t);
+    STD_TORCH_CHECK(!*t || (folds && (*t)->numel() == weight.size(0)), op, ": batch norm needs a mean and a variance of ",
+                    weight.size(0), " elements");
+  }
+  ai3_args args{};
+  args.kernel_h = weight.size(2);
+  args.kernel_w = weight.size(3);
+  args.stride_h = stride_h;
+  args.stride_w = stride_w;
+  args.dilation_h = dilation_h;
+  args.dilation_w = dilation_w;
+  args.pad_top = pad_top;
+  args.pad_bottom = pad_bottom;
+  args.pad_left = pad_left;
+  args.pad_right = pad_right;
+  args.groups = groups;
+  args.has_bias = bias.has_value() || folds;
+  args.activation = static_cast<ai3_activation>(activation);
+  args.weight = contiguous_view(nullptr, {weight.size(0), weight.size(1), weight.size(2), weight.size(3)});
+  const int64_t out_h = conv_extent(height_of(input), args.kernel_h, stride_h, pad_top + pad_bottom, dilation_h);
+  const int64_t out_w = conv_extent(width_of(input), args.kernel_w, stride_w, pad_left + pad_right, dilation_w);
+  STD_TORCH_CHECK(out_h > 0 && out_w > 0, op, ": the kernel is larger than the padded input");
+  if (residual) {
+    STD_TORCH_CHECK(residual->dim() == input.dim() && residual->numel() == (input.dim() == 4 ? input.size(0) : 1) *
+                                                                              weight.size(0) * out_h * out_w &&
+                        height_of(*residual) == out_h && width_of(*residual) == out_w,
+                    op, ": the residual does not have the output's shape");
+  }
+  const BatchNorm norm{bn_weight, bn_bias, bn_mean, bn_var, bn_eps};
+  const OptionalTensor dense_bias = contiguous(bias);
+  const WeightSource source{weight, dense_bias, folds ? &norm : nullptr, static_weight};
+  return run_image(algorithm, args, input, weight.size(0), out_h, out_w, channels_last, &source, residual);
+}
+
+Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t algorithm,
+              bool static_weight, const OptionalTensor& residual, int64_t activation) {
+  const char* op = "ai3::linear";
+  STD_TORCH_CHECK(weight.dim() == 2 && input.dim() >= 1 && input.size(input.dim() - 1) == weight.size(1), op,
+                  ": an input of ", input.dim() >= 1 ? input.size(input.dim() - 1) : 0,
+                  " features does not fit a weight of ", weight.dim(), " dimensions, ", weight.size(weight.dim() - 1),
+                  " features");
+  check_like(op, "weight", input, weight);
+  check_like(op, "bias", input, bias);
+  check_like(op, "residual", input, residual);
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ",
+                  weight.size(0), " elements");
+  std::vector<int64_t> sizes(input.sizes().begin(), input.sizes().end());
+  sizes.back() = weight.size(0);
+  Tensor result = torch::stable::new_empty(input, sizes);
+  STD_TORCH_CHECK(!residual || residual->numel() == result.numel(), op, ": the residual does not have the output's shape");
+  int64_t rows = 1;
+  for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
+
+  const LoadedKernel& kernel = find_kernel(algorithm);
+  const Tensor in = torch::stable::contiguous(input);
+  const OptionalTensor dense_bias = contiguous(bias);
+  const OptionalTensor dense_residual = contiguous(residual);
+  ai3_args args{};
+  args.dtype = dtype_of(input);
+  args.input = contiguous_view(const_cast<void*>(in.const_data_ptr()), {rows, weight.size(1)});
+  args.weight = contiguous_view(nullptr, {weight.size(0), weight.size(1)});
+  args.output = contiguous_view(result.mutable_data_ptr(), {rows, weight.size(0)});
+  args.groups = 1;
+  args.has_bias = bias.has_value();
+  args.activation = static_cast<ai3_activation>(activation);
+  if (dense_residual) {
+    args.residual = contiguous_view(const_cast<void*>(dense_residual->const_data_ptr()), {rows, weight.size(0)});
+    args.has_residual = 1;
+  }
+  check_supported(kernel, args);
+  if (result.numel() == 0) return result;
+  const PreparedWeight prepared =
+      prepare_weight(kernel, algorithm, args, WeightSource{weight, dense_bias, nullptr, static_weight});
+  args.weight.data = const_cast<void*>(prepared.weight);
+  args.bias = prepared.bias;
+  args.packed = prepared.packed;
+  run_ready(kernel, algorithm, args);
+  return result;
+}
+
+ai3_args pool_window(const char* op, const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                     int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
+                     bool ceil_mode) {
+  check_image(op, input);
+  STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0 && stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0, op,
+                  ": kernel, stride and dilation must be positive");
+  STD_TORCH_CHECK(pad_h >= 0 && pad_w >= 0 && pad_h <= ((kernel_h - 1) * dilation_h + 1) / 2 &&
+                      pad_w <= ((kernel_w - 1) * dilation_w + 1) / 2,
+                  op, ": padding must be at most half the window");
+  ai3_args args{};
+  args.kernel_h = kernel_h;
+  args.kernel_w = kernel_w;
+  args.stride_h = stride_h;
+  args.stride_w = stride_w;
+  args.dilation_h = dilation_h;
+  args.dilation_w = dilation_w;
+  args.pad_top = args.pad_bottom = pad_h;
+  args.pad_left = args.pad_right = pad_w;
+  args.groups = 1;
+  args.ceil_mode = ceil_mode;
+  return args;
+}
+
+Tensor run_pool(const char* op, const ai3_args& args, const Tensor& input, int64_t algorithm, bool channels_last) {
+  const int64_t out_h = pool_extent(height_of(input), args.kernel_h, args.stride_h, args.pad_top, args.dilation_h,
+                                    args.ceil_mode != 0);
+  const int64_t out_w = pool_extent(width_of(input), args.kernel_w, args.stride_w, args.pad_left, args.dilation_w,
+                                    args.ceil_mode != 0);
+  STD_TORCH_CHECK(out_h > 0 && out_w > 0, op, ": the window is larger than the padded input");
+  return run_image(algorithm, args, input, channels_of(input), out_h, out_w, channels_last, nullptr, std::nullopt);
+}
+
+Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                  int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, bool ceil_mode,
+                  int64_t algorithm, bool channels_last) {
+  const char* op = "ai3::max_pool2d";
+  const ai3_args args =
+      pool_window(op, input, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, ceil_mode);
+  return run_pool(op, args, input, algorithm, channels_last);
+}
+
+Tensor avg_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                  int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad, int64_t divisor_override,
+                  int64_t algorithm, bool channels_last) {
+  const char* op = "ai3::avg_pool2d";
+  ai3_args args = pool_window(op, input, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1, ceil_mode);
+  args.count_include_pad = count_include_pad;
+  args.divisor_override = divisor_override;
+  return run_pool(op, args, input, algorithm, channels_last);
+}
+
+Tensor adaptive_avg_pool2d(const Tensor& input, int64_t out_h, int64_t out_w, int64_t algorithm, bool channels_last) {
+  const char* op = "ai3::adaptive_avg_pool2d";
+  check_image(op, input);
+  STD_TORCH_CHECK(out_h >= 0 && out_w >= 0, op, ": negative output size");
+  STD_TORCH_CHECK(height_of(input) > 0 && width_of(input) > 0, op, ": an empty image");
+  ai3_args args{};
+  args.groups = 1;
+  return run_image(algorithm, args, input, channels_of(input), out_h, out_w, channels_last, nullptr, std::nullopt);
+}
+
+Tensor relu(const Tensor& input, int64_t algorithm) {
+  const LoadedKernel& kernel = find_kernel(algorithm);
+  // Elementwise: memory order is irrelevant as long as the output has the input's. The fake says the same.
+  const bool dense = input.is_contiguous() ||
+                     (input.dim() == 4 && input.stride(1) == 1 && input.stride(3) == input.size(1) &&
+                      input.stride(2) == input.size(1) * input.size(3) &&
+                      input.stride(0) == input.size(1) * input.size(2) * input.size(3));
+  const Tensor in = dense ? input : torch::stable::contiguous(input);
+  Tensor result = torch::stable::empty_like(in);
+  ai3_args args{};
+  args.dtype = dtype_of(input);
+  args.input = contiguous_view(const_cast<void*>(in.const_data_ptr()), {in.numel()});
+  args.output = contiguous_view(result.mutable_data_ptr(), {in.numel()});
+  check_supported(kernel, args);
+  if (result.numel() > 0) run_ready(kernel, algorithm, args);
+  return result;
+}
+
+Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t algorithm) {
+  const LoadedKernel& kernel = find_kernel(algorithm);
+  const int64_t ndim = input.dim();
+  const int64_t first = start_dim < 0 ? start_dim + ndim : start_dim;
+  const int64_t last = end_dim < 0 ? end_dim + ndim : end_dim;
+  STD_TORCH_CHECK(0 <= first && first <= last && last < ndim && ndim <= AI3_MAX_DIMS,
+                  "ai3::flatten: cannot flatten dimensions ", start_dim, " to ", end_dim, " of a tensor of ", ndim);
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < ndim; ++d) {
+    if (d > first && d <= last) sizes.back() *= input.size(d);
+    else sizes.push_back(input.size(d));
+  }
+  Tensor result = torch::stable::new_empty(input, sizes);
+  ai3_args args{};
+  args.dtype = dtype_of(input);
+  args.input = any_view(input);
+  args.output = contiguous_view(result.mutable_data_ptr(), {result.numel()});
+  check_supported(kernel, args);
+  if (result.numel() > 0) run_ready(kernel, algorithm, args);
+  return result;
+}
+
+}  // namespace
+}  // namespace ai3
+
+STABLE_TORCH_LIBRARY(ai3, m) {
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int stride_h, int stride_w, int pad_top, int pad_bottom, "
+      "int pad_left, int pad_right, int dilation_h, int dilation_w, int groups, int algorithm, "
+      "bool channels_last=False, bool static_weight=False, Tensor? residual=None, int activation=0, "
+      "Tensor? bn_weight=None, Tensor? bn_bias=None, Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0) "
+      "-> Tensor");
+  m.def(
+      "linear(Tensor input, Tensor weight, Tensor? bias, int algorithm, bool static_weight=False, "
+      "Tensor? residual=None, int activation=0) -> Tensor");
+  m.def(
+      "max_pool2d(Tensor input, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
+      "int dilation_h, int dilation_w, bool ceil_mode, int algorithm, bool channels_last=False) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor input, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
+      "bool ceil_mode, bool count_include_pad, int divisor_override, int algorithm, bool channels_last=False) -> Tensor");
+  m.def("adaptive_avg_pool2d(Tensor input, int out_h, int out_w, int algorithm, bool channels_last=False) -> Tensor");
+  m.def("relu(Tensor input, int algorithm) -> Tensor");
+  m.def("flatten(Tensor input, int start_dim, int end_dim, int algorithm) -> Tensor");
+  // Called by the core library, implemented in Python (ai3_compile/core.py).
+  m.def("_load_algorithm(int algorithm) -> ()");
+  m.def("_watch_weight(Tensor weight) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&ai3::conv2d));
+  m.impl("linear", TORCH_BOX(&ai3::linear));
+  m.impl("max_pool2d", TORCH_BOX(&ai3::max_pool2d));
+  m.impl("avg_pool2d", TORCH_BOX(&ai3::avg_pool2d));
+  m.impl("adaptive_avg_pool2d", TORCH_BOX(&ai3::adaptive_avg_pool2d));
+  m.impl("relu", TORCH_BOX(&ai3::relu));
+  m.impl("flatten", TORCH_BOX(&ai3::flatten));
+}

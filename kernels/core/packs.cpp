@@ -1,0 +1,287 @@
+// The cache of packed weights and of plans. A stale pack is a wrong answer, so an entry is used only while its weight is
+// the same storage, unchanged by its version counter, with no optimizer step in between (fused ones raise no version).
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <list>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "core.h"
+
+namespace ai3 {
+namespace {
+
+std::atomic<int64_t> epoch{0};
+std::atomic<int64_t> packs_made{0};
+
+int64_t call_int(const char* op, const Tensor& t) {
+  StableIValue stack[1] = {torch::stable::detail::from(t)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<int64_t>(stack[0]);
+}
+
+bool is_inference(const Tensor& t) {
+  StableIValue stack[1] = {torch::stable::detail::from(t)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_inference", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<bool>(stack[0]);
+}
+
+// Shares the storage, not the tensor: the address cannot be reused while an entry lives, yet the weight can die.
+Tensor alias_of(const Tensor& t) {
+  StableIValue stack[1] = {torch::stable::detail::from(t)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Has Python drop the entries of this weight when the weight is gone.
+void watch(const Tensor& weight) {
+  StableIValue stack[1] = {torch::stable::detail::from(weight)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("ai3::_watch_weight", "", stack, TORCH_ABI_VERSION));
+}
+
+struct Source {
+  Tensor alias;
+  const void* data;
+  int64_t version;
+};
+
+struct Entry {
+  int64_t id;
+  int64_t variant;
+  int64_t epoch;
+  double eps;
+  std::vector<Source> sources;
+  std::vector<int64_t> sizes, strides;  // of the weight: a view of the same storage is another weight
+  std::optional<Tensor> weight, bias;
+  Buffer packed;
+};
+
+std::mutex mutex;
+std::unordered_map<const void*, std::list<std::shared_ptr<Entry>>>& packs() {
+  static auto* map = new std::unordered_map<const void*, std::list<std::shared_ptr<Entry>>>();
+  return *map;
+}
+
+template <typename T>
+void fold(const Tensor& weight, const OptionalTensor& bias, const BatchNorm& norm, Tensor& out_weight,
+          Tensor& out_bias) {
+  const int64_t channels = weight.size(0);
+  const int64_t inner = channels == 0 ? 0 : weight.numel() / channels;
+  auto value = [](const OptionalTensor& t, int64_t i, T otherwise) {
+    return t ? static_cast<const T*>(t->const_data_ptr())[i] : otherwise;
+  };
+  const T* w = static_cast<const T*>(weight.const_data_ptr());
+  T* ow = static_cast<T*>(out_weight.mutable_data_ptr());
+  T* ob = static_cast<T*>(out_bias.mutable_data_ptr());
+  for (int64_t k = 0; k < channels; ++k) {
+    // In double, so that folding adds no error of its own beyond one rounding of each weight.
+    const double scale = static_cast<double>(value(norm.weight, k, 1)) /
+                         std::sqrt(static_cast<double>(value(norm.var, k, 1)) + norm.eps);
+    for (int64_t i = 0; i < inner; ++i) ow[k * inner + i] = static_cast<T>(w[k * inner + i] * scale);
+    const double shifted = static_cast<double>(value(bias, k, 0)) - static_cast<double>(value(norm.mean, k, 0));
+    ob[k] = static_cast<T>(shifted * scale + static_cast<double>(value(norm.bias, k, 0)));
+  }
+}
+
+OptionalTensor contiguous_or_none(const OptionalTensor& t) {
+  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
+}
+
+std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& args, const WeightSource& source) {
+  auto entry = std::make_shared<Entry>();
+  entry->weight = torch::stable::contiguous(source.weight);
+  entry->bias = source.bias;
+  if (source.norm != nullptr) {
+    const BatchNorm norm{contiguous_or_none(source.norm->weight), contiguous_or_none(source.norm->bias),
+                         contiguous_or_none(source.norm->mean), contiguous_or_none(source.norm->var), source.norm->eps};
+    Tensor weight = torch::stable::empty_like(*entry->weight);
+    Tensor bias = torch::stable::new_empty(weight, {weight.size(0)});
+    (args.dtype == AI3_FLOAT64 ? fold<double> : fold<float>)(*entry->weight, entry->bias, norm, weight, bias);
+    entry->weight = weight;
+    entry->bias = bias;
+  }
+  ai3_args shaped = args;
+  shaped.weight.data = const_cast<void*>(entry->weight->const_data_ptr());
+  const ai3_kernel* table = kernel.table;
+  const size_t bytes = table->packed_bytes == nullptr ? 0 : table->packed_bytes(&shaped);
+  if (bytes > 0) {
+    entry->packed = allocate(bytes);
+    table->pack(&shaped, entry->packed.get());
+    packs_made.fetch_add(1, std::memory_order_relaxed);
+  }
+  return entry;
+}
+
+PreparedWeight prepared(const std::shared_ptr<Entry>& entry, const OptionalTensor& bias, bool folded) {
+  PreparedWeight result{nullptr, nullptr, entry->packed.get(), entry};
+  if (entry->weight) result.weight = entry->weight->const_data_ptr();
+  // Without batch norm the bias is read live: it is small, and then needs no version check.
+  if (folded) result.bias = entry->bias->const_data_ptr();
+  else if (bias) result.bias = bias->const_data_ptr();
+  return result;
+}
+
+}  // namespace
+
+PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& source) {
+  const bool folded = source.norm != nullptr;
+  const bool packs_weight = kernel.table->packed_bytes != nullptr && kernel.table->packed_bytes(&args) > 0;
+  if (!folded && !packs_weight && source.weight.is_contiguous()) {
+    return {source.weight.const_data_ptr(), source.bias ? source.bias->const_data_ptr() : nullptr, nullptr, nullptr};
+  }
+  // In grad mode the weight changes every step: packing for the one call holds no stale copy and no memory.
+  const bool may_cache = source.is_static && !aoti_torch_grad_mode_is_enabled();
+  if (!may_cache) {
+    auto entry = make_entry(kernel, args, source);
+    return {entry->weight->const_data_ptr(), entry->bias ? entry->bias->const_data_ptr() : nullptr,
+            entry->packed.get(), entry};
+  }
+
+  const Tensor* tensors[6] = {&source.weight};
+  int count = 1;
+  if (folded) {
+    for (const OptionalTensor* t : {&source.bias, &source.norm->weight, &source.norm->bias, &source.norm->mean,
+                                    &source.norm->var}) {
+      if (*t) tensors[count++] = &**t;
+    }
+  }
+  const void* key = source.weight.const_data_ptr();
+  const int64_t variant = kernel.table->pack_variant == nullptr ? 0 : kernel.table->pack_variant(&args);
+  const int64_t now = epoch.load(std::memory_order_acquire);
+  const double eps = folded ? source.norm->eps : 0.0;
+  const auto sizes = source.weight.sizes();
+  const auto strides = source.weight.strides();
+  auto same_view = [&](const Entry& e) {
+    return e.sizes.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), e.sizes.begin()) &&
+           std::equal(strides.begin(), strides.end(), e.strides.begin());
+  };
+
+  std::shared_ptr<Entry> found;
+  {
+    std::lock_guard lock(mutex);
+    auto bucket = packs().find(key);
+    if (bucket != packs().end()) {
+      for (const auto& e : bucket->second) {
+        if (e->id == id && e->variant == variant && e->eps == eps && static_cast<int>(e->sources.size()) == count &&
+            same_view(*e)) {
+          found = e;
+          break;
+        }
+      }
+    }
+  }
+  if (found != nullptr && found->epoch == now) {
+    bool fresh = true;
+    for (int i = 0; i < count && fresh; ++i) {
+      fresh = found->sources[i].data == tensors[i]->const_data_ptr() &&
+              found->sources[i].version == call_int("aten::_version", *tensors[i]);
+    }
+    if (fresh) return prepared(found, source.bias, folded);
+  }
+
+  auto entry = make_entry(kernel, args, source);
+  for (int i = 0; i < count; ++i) {
+    // An inference tensor has no version counter, so a change of it could not be seen.
+    if (is_inference(*tensors[i])) {
+      return {entry->weight->const_data_ptr(), entry->bias ? entry->bias->const_data_ptr() : nullptr,
+              entry->packed.get(), entry};
+    }
+    entry->sources.push_back({alias_of(*tensors[i]), tensors[i]->const_data_ptr(), call_int("aten::_version", *tensors[i])});
+  }
+  entry->id = id;
+  entry->variant = variant;
+  entry->epoch = now;
+  entry->eps = eps;
+  entry->sizes.assign(sizes.begin(), sizes.end());
+  entry->strides.assign(strides.begin(), strides.end());
+  if (packs_weight) entry->weight.reset();  // only the packed copy is read again
+  watch(source.weight);
+  {
+    std::lock_guard lock(mutex);
+    auto& bucket = packs()[key];
+    bucket.remove(found);
+    bucket.push_back(entry);
+  }
+  return prepared(entry, source.bias, folded);
+}
+
+namespace {
+
+struct PlanKey {
+  int64_t values[24];
+  bool operator==(const PlanKey& other) const { return std::memcmp(values, other.values, sizeof values) == 0; }
+};
+
+struct PlanHash {
+  size_t operator()(const PlanKey& key) const {
+    uint64_t h = 1469598103934665603ull;
+    for (int64_t v : key.values) h = (h ^ static_cast<uint64_t>(v)) * 1099511628211ull;
+    return h;
+  }
+};
+
+// Enough for every layer of a large network at several sizes; beyond it the table starts anew.
+constexpr size_t kMaxPlans = 1024;
+std::mutex plan_mutex;
+std::unordered_map<PlanKey, std::shared_ptr<void>, PlanHash>& plans() {
+  static auto* map = new std::unordered_map<PlanKey, std::shared_ptr<void>, PlanHash>();
+  return *map;
+}
+
+}  // namespace
+
+std::shared_ptr<void> prepare_plan(const LoadedKernel& kernel, int64_t id, const ai3_args& a) {
+  if (kernel.table->plan_bytes == nullptr) return nullptr;
+  // Every field a plan may depend on; the batch size is not one.
+  const PlanKey key{{id, a.dtype, a.input.size[1], a.input.size[2], a.input.size[3], a.output.size[1], a.output.size[2],
+                     a.output.size[3], a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.dilation_h, a.dilation_w,
+                     a.pad_top, a.pad_bottom, a.pad_left, a.pad_right, a.groups, a.ceil_mode, a.count_include_pad,
+                     a.divisor_override, a.input.stride[1], a.input.stride[3]}};
+  std::lock_guard lock(plan_mutex);
+  auto found = plans().find(key);
+  if (found != plans().end()) return found->second;
+  const size_t bytes = kernel.table->plan_bytes(&a);
+  std::shared_ptr<void> plan;
+  if (bytes > 0) {
+    plan = std::shared_ptr<void>(allocate(bytes).release(), FreeDeleter());
+    kernel.table->make_plan(&a, plan.get());
+  }
+  if (plans().size() >= kMaxPlans) plans().clear();
+  plans().emplace(key, plan);
+  return plan;
+}
+
+}  // namespace ai3
+
+extern "C" {
+
+// Forgets the packs of the weight at this address; of every weight for null.
+AI3_EXPORT void ai3_core_drop_packs(const void* weight) {
+  std::list<std::shared_ptr<ai3::Entry>> dropped;  // freed after the lock is released
+  std::lock_guard lock(ai3::mutex);
+  auto& map = ai3::packs();
+  if (weight != nullptr) {
+    auto found = map.find(weight);
+    if (found == map.end()) return;
+    dropped = std::move(found->second);
+    map.erase(found);
+    return;
+  }
+  for (auto& bucket : map) dropped.splice(dropped.end(), bucket.second);
+  map.clear();
+}
+
+// Called after an optimizer step: what was packed before it is not used again.
+AI3_EXPORT void ai3_core_raise_epoch(void) { ai3::epoch.fetch_add(1, std::memory_order_acq_rel); }
+
+AI3_EXPORT int64_t ai3_core_packs_held(void) {
+  std::lock_guard lock(ai3::mutex);
+  int64_t held = 0;
+  for (const auto& bucket : ai3::packs()) held += static_cast<int64_t>(bucket.second.size());
+  return held;
+}
+
+AI3_EXPORT int64_t ai3_core_packs_made(void) { return ai3::packs_made.load(std::memory_order_relaxed); }
+}

@@ -1,0 +1,64 @@
+// The table of loaded algorithms, filled by Python through the C functions below.
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+
+#include "core.h"
+
+namespace ai3 {
+namespace {
+
+std::shared_mutex mutex;
+// Entries are never erased: a running call may hold a reference.
+std::unordered_map<int64_t, std::unique_ptr<const LoadedKernel>>& kernels() {
+  static auto* map = new std::unordered_map<int64_t, std::unique_ptr<const LoadedKernel>>();
+  return *map;
+}
+
+const LoadedKernel* lookup(int64_t id) {
+  std::shared_lock lock(mutex);
+  auto found = kernels().find(id);
+  return found == kernels().end() ? nullptr : found->second.get();
+}
+
+}  // namespace
+
+const LoadedKernel& find_kernel(int64_t id) {
+  const LoadedKernel* kernel = lookup(id);
+  if (kernel == nullptr) {
+    StableIValue stack[1] = {torch::stable::detail::from(id)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("ai3::_load_algorithm", "", stack, TORCH_ABI_VERSION));
+    kernel = lookup(id);
+    STD_TORCH_CHECK(kernel != nullptr, "ai3: no algorithm has the id ", id, "; was this graph compiled by another ai3?");
+  }
+  return *kernel;
+}
+
+Buffer allocate(size_t bytes) {
+  const size_t rounded = (bytes + 63) / 64 * 64;
+  void* p = std::aligned_alloc(64, rounded == 0 ? 64 : rounded);
+  STD_TORCH_CHECK(p != nullptr, "ai3: out of memory: ", bytes, " bytes");
+  return Buffer(p);
+}
+
+}  // namespace ai3
+
+#ifndef AI3_SOURCE_DIGEST
+#define AI3_SOURCE_DIGEST ""
+#endif
+
+extern "C" {
+
+// The digest of the sources this library was built from: a stale prebuilt one is not used.
+AI3_EXPORT const char* ai3_core_source_digest(void) { return AI3_SOURCE_DIGEST; }
+
+// Null, or why the table was refused.
+AI3_EXPORT const char* ai3_core_register(int64_t id, const ai3_kernel* table, const char* label) {
+  if (table->abi_version != AI3_ABI_VERSION) return "it was built for another version of ai3/kernel.h";
+  if (table->run == nullptr || table->supports == nullptr) return "its table lacks run or supports";
+  std::unique_lock lock(ai3::mutex);
+  auto& slot = ai3::kernels()[id];
+  if (slot == nullptr) slot.reset(new ai3::LoadedKernel{table, label});
+  return nullptr;
+}
+}

@@ -1,0 +1,106 @@
+// The C ABI between ai3's core library and an algorithm: everything an algorithm is given and everything it answers.
+// Plain C structs and function pointers; an algorithm needs no PyTorch header, allocates nothing and keeps no state.
+#ifndef AI3_KERNEL_H
+#define AI3_KERNEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raised whenever a struct below changes; the core library refuses a module built for another value.
+#define AI3_ABI_VERSION 1
+#define AI3_MAX_DIMS 8
+
+typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
+typedef enum ai3_activation { AI3_IDENTITY = 0, AI3_RELU = 1 } ai3_activation;
+
+// What an algorithm can be handed, as bits of ai3_kernel::flags; an operation on images names at least one layout.
+enum {
+  AI3_NCHW = 1,      // 4-d input and output contiguous
+  AI3_NHWC = 2,      // 4-d input and output channels_last; preferred where both bits are set
+  AI3_EPILOGUE = 4,  // applies residual and activation itself; otherwise the core library applies them after run()
+};
+
+// Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
+typedef struct ai3_tensor {
+  void* data;  // null for an absent tensor, and for every tensor while only shapes are known (supports, cost, *_bytes)
+  int32_t ndim;
+  int64_t size[AI3_MAX_DIMS];
+  int64_t stride[AI3_MAX_DIMS];
+} ai3_tensor;
+
+// Runs body(arg, begin, end) over a partition of [0, count) on PyTorch's thread pool; ranges are disjoint and cover all.
+typedef void (*ai3_range_fn)(void* arg, int64_t begin, int64_t end);
+typedef struct ai3_runtime {
+  int32_t num_threads;
+  void (*parallel_for)(int64_t count, ai3_range_fn body, void* arg);
+} ai3_runtime;
+
+// The arguments of one call. An operation reads the fields it names below; the others are zero.
+//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups
+//   linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all contiguous
+//   maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode
+//   avgpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override
+//   adaptiveavgpool2d  input [N,C,H,W], output [N,C,P,Q]
+//   relu               input and output [numel], contiguous
+//   flatten            input of any dimension and any strides, output [numel], contiguous
+typedef struct ai3_args {
+  ai3_dtype dtype;  // of input, weight, bias, residual and output alike
+  ai3_tensor input, weight, output, residual;
+  const void* bias;      // null without one
+  int32_t has_bias, has_residual;  // set even while the pointers are null
+  ai3_activation activation;       // applied last: output = activation(op(input) + bias + residual)
+  // The window. Output row p reads input rows p*stride_h - pad_top + r*dilation_h for r in [0, kernel_h).
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  int64_t pad_top, pad_bottom, pad_left, pad_right;
+  int64_t groups;
+  int32_t ceil_mode, count_include_pad;
+  int64_t divisor_override;  // 0: none
+  const void* packed;        // what pack() wrote, 64-byte aligned
+  const void* plan;          // what make_plan() wrote, 64-byte aligned
+  void* workspace;           // workspace_bytes() of scratch, 64-byte aligned, contents undefined
+  const ai3_runtime* runtime;
+  void* stream;  // the device's current stream; null on the CPU
+} ai3_args;
+
+// One algorithm on one platform. Optional functions may be null.
+typedef struct ai3_kernel {
+  uint32_t abi_version;  // AI3_ABI_VERSION
+  const char* operation;  // "conv2d"
+  const char* algorithm;  // "implicit gemm"
+  uint32_t version;       // raised when results or packed layouts change
+  uint32_t flags;
+  // Null where the algorithm can compute these shapes, else the reason in a few words ("needs a 3x3 kernel"). Sizes may
+  // be zero. The core library has checked that the shapes fit each other, and the layout, before it asks.
+  const char* (*supports)(const ai3_args* args);
+  // Optional: estimated nanoseconds on a core with 100 GFLOP/s of fused multiply-adds and 20 GB/s; only ratios matter.
+  double (*cost)(const ai3_args* args);
+  // Optional: scratch for one call.
+  size_t (*workspace_bytes)(const ai3_args* args);
+  // Optional: weights transformed once a weight. pack() reads args->weight (contiguous) and writes packed_bytes() at dst.
+  // pack_variant() tells packed layouts of one weight apart (null: there is one).
+  size_t (*packed_bytes)(const ai3_args* args);
+  void (*pack)(const ai3_args* args, void* dst);
+  int64_t (*pack_variant)(const ai3_args* args);
+  // Optional: offsets and tables computed once a shape (sizes and window, not pointers).
+  size_t (*plan_bytes)(const ai3_args* args);
+  void (*make_plan)(const ai3_args* args, void* dst);
+  // Computes the output: every element of it, nothing around it. Never called with an empty output.
+  void (*run)(const ai3_args* args);
+} ai3_kernel;
+
+// The one symbol a module exports.
+#if defined(_WIN32)
+#define AI3_EXPORT __declspec(dllexport)
+#else
+#define AI3_EXPORT __attribute__((visibility("default")))
+#endif
+AI3_EXPORT const ai3_kernel* ai3_get_kernel(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
