@@ -116,8 +116,7 @@ def invalidate(module: torch.nn.Module | torch.Tensor | None = None) -> None:
     (`load_state_dict`, optimizers, `copy_` under `no_grad`, new parameters) ai3 sees by itself.
     """
     library = load()
-    # A batch norm's parameter is folded into some weight's pack, and which one is not known here: nothing packed before
-    # this call is used again, and the module's own packs are freed at once.
+    # A layer's weight may be a view of a parameter, at another address: nothing packed before is used again.
     library.ai3_core_raise_epoch()
     if module is None:
         library.ai3_core_drop_packs(None)

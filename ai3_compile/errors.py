@@ -91,3 +91,27 @@ class CoreLibraryError(Ai3Error):
 
 class ModelNameError(Ai3Error):
     template = "model {name!r}: {message}."
+
+
+class BuildError(Ai3Error):
+    """A native source does not compile, or does not link."""
+
+    template = "{name} cannot be built:\n{output}\nThe command was:\n{command}"
+
+
+class NoCompilerError(BuildError):
+    template = "{name} is not built yet, and cannot be built here: {reason}."
+
+
+class CacheNotWritableError(BuildError):
+    template = (
+        "{name} is not built yet, and ai3's cache folder {folder} takes no writes ({reason}).\n"
+        "Set the environment variable AI3_CACHE_DIR to a folder that does."
+    )
+
+
+class BuildTimeoutError(BuildError):
+    template = (
+        "{name}: another process has been building it for more than {seconds:g} s; it holds the lock {lock}.\n"
+        "End that process, or set AI3_BUILD_TIMEOUT to wait longer."
+    )

@@ -1,4 +1,4 @@
-"""maxpool2d: aten.max_pool2d_with_indices whose indices nobody uses."""
+"""maxpool2d: a max pooling whose indices nobody uses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..backends import abi
 
 aten = torch.ops.aten
+# As ATen has it, and as Inductor rewrites it before the passes run; both give the values first.
+_POOLS = ("aten::max_pool2d_with_indices", "prims::_low_memory_max_pool_with_offsets")
 
 
 class MaxPool2d(Operation):
@@ -27,7 +29,9 @@ class MaxPool2d(Operation):
     def match(self, node: Node) -> OpSpec | None:
         """Matches the getitem that takes the values, since that is what ai3's operation replaces."""
         pool = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
-        if not isinstance(pool, Node) or pool.target is not aten.max_pool2d_with_indices.default:
+        if not isinstance(pool, Node) or not isinstance(pool.target, torch._ops.OpOverload):
+            return None
+        if pool.target.name() not in _POOLS:
             return None
         source = pool.args[0]
         assert isinstance(source, Node)

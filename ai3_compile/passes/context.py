@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch._guards import detect_fake_mode
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ..options import Policy
@@ -31,6 +31,14 @@ class Context:
     """The algorithms in the graph by id."""
 
 
+# Where a node keeps the fake value, with the strides, that it would have without ai3.
+EAGER_VALUE = "ai3_eager_value"
+
+
+def eager_value(node: Node) -> Any:
+    return node.meta.get(EAGER_VALUE, node.meta.get("val"))
+
+
 def value_of(argument: Any) -> Any:
     """An argument with every node replaced by its fake value."""
     return map_arg(argument, lambda node: node.meta["val"])
@@ -49,7 +57,7 @@ def set_value(node: Node) -> None:
 
 def replace(old: Node, new: Node) -> None:
     """Puts `new`, already in the graph, in the place of `old`."""
-    new.meta = {**old.meta, **new.meta}
+    new.meta = {**old.meta, **new.meta, EAGER_VALUE: eager_value(old)}
     set_value(new)
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
@@ -75,7 +83,3 @@ def algorithm_of(node: Node) -> int:
 def only_user(node: Node) -> Node | None:
     """The one node that uses this one's value, or None where several do."""
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def remove_dead(graph: Graph) -> None:
-    graph.eliminate_dead_code()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch._decomp import decomposition_table
+from torch._inductor.decomposition import select_decomp_table
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -61,7 +61,7 @@ def _fold(norm: Node, context: Context) -> None:
 
 def _decompose(norm: Node) -> None:
     """Writes a batch norm as the primitive operations that Inductor would have made of it."""
-    traced = make_fx(decomposition_table[BATCH_NORM])(*value_of(norm.args))
+    traced = make_fx(BATCH_NORM, decomposition_table=select_decomp_table())(*value_of(norm.args))
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
     with norm.graph.inserting_before(norm):
         outputs = norm.graph.graph_copy(traced.graph, dict(zip(inputs, norm.args)))  # type: ignore[arg-type]

@@ -13,11 +13,11 @@ import torch
 from torch.fx import Graph, Node
 
 from .. import registry
-from .context import Context, algorithm_of, is_ai3, set_value
+from .context import Context, algorithm_of, eager_value, is_ai3, set_value
 
 aten = torch.ops.aten
 IMAGE_OPERATIONS = ("ai3::conv2d", "ai3::max_pool2d", "ai3::avg_pool2d", "ai3::adaptive_avg_pool2d")
-# Besides what PyTorch tags as pointwise.
+# Besides what PyTorch tags as pointwise, and Inductor's own operations, whose strides it plans itself.
 AGNOSTIC = {
     operator.getitem,
     aten.cat.default,
@@ -33,10 +33,9 @@ AGNOSTIC = {
 
 
 def run(graph: Graph, context: Context) -> None:
-    images = [node for node in graph.nodes if is_ai3(node, *IMAGE_OPERATIONS)]
-    if not any(_prefers_channels_last(node, context) for node in images):
+    if not any(is_ai3(node, *IMAGE_OPERATIONS) for node in graph.nodes):
         return
-    before = {node: node.meta.get("val") for node in graph.nodes}
+    before = {node: eager_value(node) for node in graph.nodes}
     copies: dict[tuple[Node, torch.memory_format], Node] = {}
 
     def copy_of(source: Node, memory_format: torch.memory_format, user: Node) -> Node:
@@ -82,7 +81,11 @@ def _images_among(node: Node) -> list[Node]:
 
 def _is_agnostic(node: Node) -> bool:
     target = node.target
-    return target in AGNOSTIC or (isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags)
+    if target in AGNOSTIC:
+        return True
+    return isinstance(target, torch._ops.OpOverload) and (
+        torch.Tag.pointwise in target.tags or target.namespace in ("prims", "inductor")
+    )
 
 
 def _strides(value: Any) -> Any:

@@ -32,7 +32,7 @@ def key(gm: GraphModule, example_inputs: Sequence[Any], pass_id: str | None) -> 
     def add(*items: object) -> None:
         hasher.update(repr(items).encode())
 
-    add(pass_id, gm.code, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_cpu_enabled())
+    add(pass_id, gm.code, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
     for node in gm.graph.nodes:
         add(node.name, [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()])
     for value in example_inputs:

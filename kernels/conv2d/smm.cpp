@@ -9,26 +9,23 @@
 // whose sum is then added to the output: the partial sums also keep the rounding error small.
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 
-#include "ai3/kernel.h"
-#include "ai3/vec.h"
+#include "ai3/conv2d.h"
 
 namespace {
 
+using ai3::ceil_div;
 using ai3::Vec;
 
 // Rows of the register block (output channels) and its vectors: 24 accumulators of 32 registers, or 12 of 16.
 constexpr int kRows = ai3::kVectorBytes == 64 ? 8 : 4, kVectors = 3;
 constexpr int64_t kTaps = 128, kBufferBytes = 384 * 1024;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Shape {
-  int64_t channels, filters, block, blocks;   // of one group; output channels come in `blocks` blocks of `block`
-  int64_t channel_block, band_rows, bands;    // input channels and output rows of one buffer
-  int64_t phases, phase_rows, plane;          // plane: elements of one (channel, s) copy
-  int64_t items, slots, slot_bytes;           // (image, band, group, block) items are shared out to the slots
+  int64_t channels, filters, block, blocks;  // of one group; output channels come in `blocks` blocks of `block`
+  int64_t channel_block, band_rows, bands;   // input channels and output rows of one buffer
+  int64_t phases, phase_rows, plane;         // plane: elements of one (channel, s) copy
+  int64_t items, slots, slot_bytes;          // (image, band, group, block) items are shared out to the slots
 };
 
 Shape shape_of(const ai3_args* a) {
@@ -40,7 +37,8 @@ Shape shape_of(const ai3_args* a) {
   s.block = s.filters >= kRows / 2 ? kRows : 1;
   s.blocks = ceil_div(s.filters, s.block);
   s.channel_block = std::max<int64_t>(1, std::min(s.channels, kTaps / std::max<int64_t>(1, a->kernel_h * a->kernel_w)));
-  const int64_t reach = (a->kernel_h - 1) * a->dilation_h, stride = std::max<int64_t>(1, a->stride_h);
+  const int64_t reach = std::max<int64_t>(0, (a->kernel_h - 1) * a->dilation_h),
+                stride = std::max<int64_t>(1, a->stride_h);
   s.phases = std::min(stride, reach + 1);
   const int64_t row_bytes = s.channel_block * a->kernel_w * s.phases * columns * bytes;
   const int64_t fit = kBufferBytes / std::max<int64_t>(1, row_bytes) - reach / stride;
@@ -92,14 +90,6 @@ struct Tile {
   bool first, last, relu;  // first and last block of input channels
 };
 
-template <typename T>
-Vec<T> load_some(const T* from, int64_t count) {
-  if (count >= ai3::kLanes<T>) return ai3::load<Vec<T>>(from);
-  Vec<T> value{};
-  std::memcpy(&value, from, size_t(count) * sizeof(T));
-  return value;
-}
-
 template <int Rows, int N, typename T>
 void accumulate(const Tile<T>& t) {
   using V = Vec<T>;
@@ -130,15 +120,11 @@ void accumulate(const Tile<T>& t) {
       const int64_t at = k * t.out_stride + done, count = t.count - done;
       V sum = sums[k][done / lanes];
       if (!t.first)
-        sum += load_some(t.out + at, count);
+        sum += ai3::load_part<V>(t.out + at, count);
       else if (t.bias)
         sum += ai3::broadcast<V>(t.bias[k]);
-      if (t.last && t.residual) sum += load_some(t.residual + at, count);
-      if (t.last && t.relu) sum = sum < 0 ? V{} : sum;
-      if (count >= lanes)
-        ai3::store(t.out + at, sum);
-      else
-        std::memcpy(t.out + at, &sum, size_t(count) * sizeof(T));
+      if (t.last && t.residual) sum += ai3::load_part<V>(t.residual + at, count);
+      ai3::store_part(t.out + at, t.last && t.relu ? ai3::relu(sum) : sum, count);
     }
   }
 }
@@ -155,18 +141,27 @@ void run_unit(const ai3_args* a, const Shape& s, int64_t unit, int64_t block_beg
   for (int64_t c = 0; c < s.channels; c += s.channel_block) {
     const int64_t channels = std::min(s.channel_block, s.channels - c), slice_count = channels * a->kernel_w;
     for (int64_t i = 0; i < slice_count; ++i)
-      pack_slice(a, s, input + (c + i / a->kernel_w) * in[2] * in[3], i % a->kernel_w,
-                 row * a->stride_h - a->pad_top, slices + i * s.plane);
+      pack_slice(a, s, input + (c + i / a->kernel_w) * in[2] * in[3], i % a->kernel_w, row * a->stride_h - a->pad_top,
+                 slices + i * s.plane);
     for (int64_t block = block_begin; block < block_end; ++block) {
       const int64_t filter = group * s.filters + block * Rows;
       const int64_t at = (image * size[1] + filter) * out_plane + row * columns;
       const int64_t weights = ((group * s.blocks + block) * s.channels + c) * a->kernel_w * a->kernel_h * Rows;
-      Tile<T> t{slices, static_cast<const T*>(a->packed) + weights,
+      Tile<T> t{slices,
+                static_cast<const T*>(a->packed) + weights,
                 a->bias ? static_cast<const T*>(a->bias) + filter : nullptr,
                 a->residual.data ? static_cast<const T*>(a->residual.data) + at : nullptr,
-                static_cast<T*>(a->output.data) + at, offsets, slice_count, a->kernel_h, s.plane, out_plane,
-                std::min<int64_t>(Rows, s.filters - block * Rows), 0,
-                c == 0, c + channels == s.channels, a->activation == AI3_RELU};
+                static_cast<T*>(a->output.data) + at,
+                offsets,
+                slice_count,
+                a->kernel_h,
+                s.plane,
+                out_plane,
+                std::min<int64_t>(Rows, s.filters - block * Rows),
+                0,
+                c == 0,
+                c + channels == s.channels,
+                a->activation == AI3_RELU};
       for (int64_t left = pixels; left > 0; left -= t.count) {
         const bool wide = left > (kVectors - 1) * ai3::kLanes<T>;
         t.count = std::min<int64_t>(left, (wide ? kVectors : 1) * ai3::kLanes<T>);
@@ -189,8 +184,7 @@ void run_slots(void* arg, int64_t begin, int64_t end) {
     char* scratch = static_cast<char*>(a->workspace) + slot * s.slot_bytes;
     for (int64_t r = 0; r < a->kernel_h; ++r) {
       const int64_t h = r * a->dilation_h;
-      reinterpret_cast<int64_t*>(scratch)[r] =
-          (h % a->stride_h * s.phase_rows + h / a->stride_h) * a->output.size[3];
+      reinterpret_cast<int64_t*>(scratch)[r] = (h % a->stride_h * s.phase_rows + h / a->stride_h) * a->output.size[3];
     }
     const int64_t last = (slot + 1) * s.items / s.slots;
     for (int64_t item = slot * s.items / s.slots; item < last;) {
@@ -218,18 +212,16 @@ void pack_weights(const ai3_args* a, T* dst) {
   }
 }
 
-const char* supports(const ai3_args* a) {
-  return a->dtype == AI3_FLOAT32 || a->dtype == AI3_FLOAT64 ? nullptr : "needs float32 or float64";
-}
-
 double cost(const ai3_args* a) {
   const int64_t *out = a->output.size, *w = a->weight.size;
   const double taps = double(w[1]) * double(a->kernel_h) * double(a->kernel_w);
   const double flops = 2.0 * double(out[0]) * double(out[1]) * double(out[2]) * double(out[3]) * taps;
   const Shape s = shape_of(a);
-  // A register block of one output channel waits for its loads; the others for the multiply-adds.
-  const double rate = (s.block == 1 ? 25 : 60) * (a->dtype == AI3_FLOAT64 ? 0.5 : 1);
-  return flops / rate * double(s.blocks * s.block) / double(std::max<int64_t>(1, s.filters));
+  // A register block of one output channel waits for its loads, the others for the multiply-adds.
+  const double bytes = a->dtype == AI3_FLOAT64 ? 8 : 4, rate = (s.block == 1 ? 25 : 60) * 4 / bytes;
+  const double copies = double(a->input.size[0]) * double(a->input.size[1]) * double(a->kernel_w) * double(s.bands);
+  return flops / rate * double(s.blocks * s.block) / double(std::max<int64_t>(1, s.filters)) +
+         copies * double(s.plane) * bytes / 10;
 }
 
 size_t workspace_bytes(const ai3_args* a) {
@@ -244,7 +236,7 @@ size_t packed_bytes(const ai3_args* a) {
 }
 
 void pack(const ai3_args* a, void* dst) {
-  assert(a->weight.data && dst && !supports(a));
+  assert(a->weight.data && dst && !ai3::conv_supports(a));
   if (a->dtype == AI3_FLOAT64)
     pack_weights(a, static_cast<double*>(dst));
   else
@@ -252,7 +244,7 @@ void pack(const ai3_args* a, void* dst) {
 }
 
 void run(const ai3_args* a) {
-  assert(a->input.data && a->output.data && a->packed && a->workspace && a->runtime && !supports(a));
+  assert(a->input.data && a->output.data && a->packed && a->workspace && a->runtime && !ai3::conv_supports(a));
   assert(a->weight.size[1] > 0 && a->groups > 0 && a->stride_h > 0 && a->stride_w > 0);
   assert(!a->has_bias == !a->bias && !a->has_residual == !a->residual.data);
   const auto body = a->dtype == AI3_FLOAT64 ? run_slots<double> : run_slots<float>;
@@ -264,7 +256,7 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .algorithm = "smm",
                            .version = 1,
                            .flags = AI3_NCHW | AI3_EPILOGUE,
-                           .supports = supports,
+                           .supports = ai3::conv_supports,
                            .cost = cost,
                            .workspace_bytes = workspace_bytes,
                            .packed_bytes = packed_bytes,

@@ -52,7 +52,7 @@ struct WeightSource {
   const Tensor& weight;
   const OptionalTensor& bias;  // contiguous
   const BatchNorm* norm;  // null without one
-  bool is_static;         // the caller vouches that the weight outlives this call: it may be packed once
+  bool is_static;  // a parameter outside of training: packed once. In training it changes every step, so nothing is kept
 };
 
 PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& source);

@@ -1,5 +1,7 @@
 // The cache of packed weights and of plans. A stale pack is a wrong answer, so an entry is used only while its weight is
 // the same storage, unchanged by its version counter, with no optimizer step in between (fused ones raise no version).
+// What else was folded in is compared by value: batch norm updates its statistics without raising their versions.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -41,19 +43,12 @@ void watch(const Tensor& weight) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("ai3::_watch_weight", "", stack, TORCH_ABI_VERSION));
 }
 
-struct Source {
-  Tensor alias;
-  const void* data;
-  int64_t version;
-};
-
 struct Entry {
-  int64_t id;
-  int64_t variant;
-  int64_t epoch;
+  int64_t id, variant, epoch, version;
   double eps;
-  std::vector<Source> sources;
   std::vector<int64_t> sizes, strides;  // of the weight: a view of the same storage is another weight
+  std::vector<char> folded;             // the values of bias and batch norm that were folded in
+  std::optional<Tensor> source;         // an alias of the weight
   std::optional<Tensor> weight, bias;
   Buffer packed;
 };
@@ -89,16 +84,38 @@ OptionalTensor contiguous_or_none(const OptionalTensor& t) {
   return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
 }
 
+// Visits the bytes of everything that is folded into the weight, and a mark for what is absent.
+template <typename Visit>
+bool visit_folded(const WeightSource& source, Visit visit) {
+  if (source.norm == nullptr) return true;
+  for (const OptionalTensor* t :
+       {&source.bias, &source.norm->weight, &source.norm->bias, &source.norm->mean, &source.norm->var}) {
+    const char present = t->has_value();
+    if (!visit(&present, 1)) return false;
+    if (present && !visit(static_cast<const char*>((*t)->const_data_ptr()), (*t)->numel() * (*t)->element_size())) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool same_folded(const WeightSource& source, const std::vector<char>& folded) {
+  size_t at = 0;
+  return visit_folded(source, [&](const char* bytes, size_t count) {
+    if (folded.size() - at < count || std::memcmp(folded.data() + at, bytes, count) != 0) return false;
+    at += count;
+    return true;
+  }) && at == folded.size();
+}
+
 std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& args, const WeightSource& source) {
   auto entry = std::make_shared<Entry>();
   entry->weight = torch::stable::contiguous(source.weight);
   entry->bias = source.bias;
   if (source.norm != nullptr) {
-    const BatchNorm norm{contiguous_or_none(source.norm->weight), contiguous_or_none(source.norm->bias),
-                         contiguous_or_none(source.norm->mean), contiguous_or_none(source.norm->var), source.norm->eps};
     Tensor weight = torch::stable::empty_like(*entry->weight);
     Tensor bias = torch::stable::new_empty(weight, {weight.size(0)});
-    (args.dtype == AI3_FLOAT64 ? fold<double> : fold<float>)(*entry->weight, entry->bias, norm, weight, bias);
+    (args.dtype == AI3_FLOAT64 ? fold<double> : fold<float>)(*entry->weight, entry->bias, *source.norm, weight, bias);
     entry->weight = weight;
     entry->bias = bias;
   }
@@ -114,48 +131,41 @@ std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& ar
   return entry;
 }
 
-PreparedWeight prepared(const std::shared_ptr<Entry>& entry, const OptionalTensor& bias, bool folded) {
-  PreparedWeight result{nullptr, nullptr, entry->packed.get(), entry};
+PreparedWeight prepared(std::shared_ptr<Entry> entry, const WeightSource& source) {
+  PreparedWeight result{};
   if (entry->weight) result.weight = entry->weight->const_data_ptr();
-  // Without batch norm the bias is read live: it is small, and then needs no version check.
-  if (folded) result.bias = entry->bias->const_data_ptr();
-  else if (bias) result.bias = bias->const_data_ptr();
+  // Without batch norm the bias is read live: it is small, and then needs no check.
+  const OptionalTensor& bias = source.norm != nullptr ? entry->bias : source.bias;
+  if (bias) result.bias = bias->const_data_ptr();
+  result.packed = entry->packed.get();
+  result.keep = std::move(entry);
   return result;
 }
 
 }  // namespace
 
-PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& source) {
-  const bool folded = source.norm != nullptr;
+PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& given) {
   const bool packs_weight = kernel.table->packed_bytes != nullptr && kernel.table->packed_bytes(&args) > 0;
-  if (!folded && !packs_weight && source.weight.is_contiguous()) {
-    return {source.weight.const_data_ptr(), source.bias ? source.bias->const_data_ptr() : nullptr, nullptr, nullptr};
+  if (given.norm == nullptr && !packs_weight && given.weight.is_contiguous()) {
+    return {given.weight.const_data_ptr(), given.bias ? given.bias->const_data_ptr() : nullptr, nullptr, nullptr};
   }
-  // In grad mode the weight changes every step: packing for the one call holds no stale copy and no memory.
-  const bool may_cache = source.is_static && !aoti_torch_grad_mode_is_enabled();
-  if (!may_cache) {
-    auto entry = make_entry(kernel, args, source);
-    return {entry->weight->const_data_ptr(), entry->bias ? entry->bias->const_data_ptr() : nullptr,
-            entry->packed.get(), entry};
+  BatchNorm norm{};
+  if (given.norm != nullptr) {
+    norm = {contiguous_or_none(given.norm->weight), contiguous_or_none(given.norm->bias),
+            contiguous_or_none(given.norm->mean), contiguous_or_none(given.norm->var), given.norm->eps};
   }
+  const WeightSource source{given.weight, given.bias, given.norm != nullptr ? &norm : nullptr, given.is_static};
+  if (!source.is_static) return prepared(make_entry(kernel, args, source), source);
 
-  const Tensor* tensors[6] = {&source.weight};
-  int count = 1;
-  if (folded) {
-    for (const OptionalTensor* t : {&source.bias, &source.norm->weight, &source.norm->bias, &source.norm->mean,
-                                    &source.norm->var}) {
-      if (*t) tensors[count++] = &**t;
-    }
-  }
   const void* key = source.weight.const_data_ptr();
   const int64_t variant = kernel.table->pack_variant == nullptr ? 0 : kernel.table->pack_variant(&args);
   const int64_t now = epoch.load(std::memory_order_acquire);
-  const double eps = folded ? source.norm->eps : 0.0;
   const auto sizes = source.weight.sizes();
   const auto strides = source.weight.strides();
-  auto same_view = [&](const Entry& e) {
-    return e.sizes.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), e.sizes.begin()) &&
-           std::equal(strides.begin(), strides.end(), e.strides.begin());
+  auto is_of_this_weight = [&](const Entry& e) {
+    return e.id == id && e.variant == variant && e.eps == norm.eps && e.folded.empty() == (source.norm == nullptr) &&
+           std::equal(sizes.begin(), sizes.end(), e.sizes.begin(), e.sizes.end()) &&
+           std::equal(strides.begin(), strides.end(), e.strides.begin(), e.strides.end());
   };
 
   std::shared_ptr<Entry> found;
@@ -164,38 +174,30 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     auto bucket = packs().find(key);
     if (bucket != packs().end()) {
       for (const auto& e : bucket->second) {
-        if (e->id == id && e->variant == variant && e->eps == eps && static_cast<int>(e->sources.size()) == count &&
-            same_view(*e)) {
-          found = e;
-          break;
-        }
+        if (is_of_this_weight(*e)) found = e;
       }
     }
   }
-  if (found != nullptr && found->epoch == now) {
-    bool fresh = true;
-    for (int i = 0; i < count && fresh; ++i) {
-      fresh = found->sources[i].data == tensors[i]->const_data_ptr() &&
-              found->sources[i].version == call_int("aten::_version", *tensors[i]);
-    }
-    if (fresh) return prepared(found, source.bias, folded);
+  if (found != nullptr && found->epoch == now && found->version == call_int("aten::_version", source.weight) &&
+      same_folded(source, found->folded)) {
+    return prepared(std::move(found), source);
   }
 
   auto entry = make_entry(kernel, args, source);
-  for (int i = 0; i < count; ++i) {
-    // An inference tensor has no version counter, so a change of it could not be seen.
-    if (is_inference(*tensors[i])) {
-      return {entry->weight->const_data_ptr(), entry->bias ? entry->bias->const_data_ptr() : nullptr,
-              entry->packed.get(), entry};
-    }
-    entry->sources.push_back({alias_of(*tensors[i]), tensors[i]->const_data_ptr(), call_int("aten::_version", *tensors[i])});
-  }
+  // An inference tensor has no version counter, so a change of it could not be seen.
+  if (is_inference(source.weight)) return prepared(std::move(entry), source);
   entry->id = id;
   entry->variant = variant;
   entry->epoch = now;
-  entry->eps = eps;
+  entry->version = call_int("aten::_version", source.weight);
+  entry->eps = norm.eps;
   entry->sizes.assign(sizes.begin(), sizes.end());
   entry->strides.assign(strides.begin(), strides.end());
+  entry->source = alias_of(source.weight);
+  visit_folded(source, [&](const char* bytes, size_t count) {
+    entry->folded.insert(entry->folded.end(), bytes, bytes + count);
+    return true;
+  });
   if (packs_weight) entry->weight.reset();  // only the packed copy is read again
   watch(source.weight);
   {
@@ -204,7 +206,7 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     bucket.remove(found);
     bucket.push_back(entry);
   }
-  return prepared(entry, source.bias, folded);
+  return prepared(std::move(entry), source);
 }
 
 namespace {

@@ -11,7 +11,7 @@ struct Max {
   static constexpr T identity = -std::numeric_limits<T>::infinity();
   template <typename V>
   static V combine(V a, V b) {
-    return (b > a) | (b != b) ? b : a;
+    return ((b > a) | (b != b)) ? b : a;
   }
   template <typename V>
   V finish(V total) const {

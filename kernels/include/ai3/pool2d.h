@@ -1,4 +1,5 @@
-// What the pooling algorithms share: the walk over output pixels, and the reduction of a window over vectors of channels.
+// What the pooling algorithms share: the walk over output pixels, and the reduction of a window over vectors of
+// channels.
 #ifndef AI3_POOL2D_H
 #define AI3_POOL2D_H
 
@@ -89,8 +90,7 @@ void pool_range(void* arg, int64_t begin, int64_t end) {
         reduce_window<4, Vec<T>>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
       for (; c + lanes <= c_end; c += lanes)
         reduce_window<1, Vec<T>>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
-      for (; c < c_end; ++c)
-        reduce_window<1, T>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
+      for (; c < c_end; ++c) reduce_window<1, T>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
     }
   }
 }

@@ -1,0 +1,207 @@
+// Matrix product with a packed right-hand side: C = activation(A * B + bias + residual), a register block at a time.
+// Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 2008, with A left where
+// it is: its rows may come in segments from anywhere, which serves convolutions without a column buffer.
+#ifndef AI3_GEMM_H
+#define AI3_GEMM_H
+
+#include <algorithm>
+#include <type_traits>
+
+#include "ai3/vec.h"
+
+namespace ai3 {
+
+// The register block: 6 rows and 4 vectors fill 32 registers, 6 rows and 2 vectors fill 16.
+constexpr int kBlockRows = 6;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kPanelVectors = 4;
+#else
+constexpr int kPanelVectors = 2;
+#endif
+// Steps that are summed in registers before they are added to the total, which keeps the rounding error small.
+constexpr int64_t kSumSteps = 256;
+
+// B is packed in panels of up to kPanelVectors vectors of columns: panel p, at depth * first(p), holds [depth][width(p)]
+// with zeros after the last column. Widths are balanced, so that 80 columns are 48 + 32 and not 64 + 16.
+template <typename T>
+struct Panels {
+  int64_t columns, count, vectors;
+
+  explicit Panels(int64_t columns)
+      : columns(columns),
+        count((columns + kPanelVectors * kLanes<T> - 1) / (kPanelVectors * kLanes<T>)),
+        vectors((columns + kLanes<T> - 1) / kLanes<T>) {}
+
+  int64_t elements(int64_t depth) const { return depth * vectors * kLanes<T>; }
+  int64_t first(int64_t p) const { return (vectors / count * p + std::min(p, vectors % count)) * kLanes<T>; }
+  int width(int64_t p) const { return int(vectors / count + (p < vectors % count)) * kLanes<T>; }
+  int64_t used(int64_t p) const { return std::min<int64_t>(columns - first(p), width(p)); }
+
+  // Packs B given as element(k, column).
+  template <typename Element>
+  void pack(int64_t depth, T* dst, const Element& element) const {
+    for (int64_t p = 0; p < count; ++p) {
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int64_t n = first(p); n < first(p) + width(p); ++n) *dst++ = n < columns ? element(k, n) : T(0);
+      }
+    }
+  }
+};
+
+// Where a block's results go: the first element of C, the bias of its first column, and the epilogue. With `residual`
+// equal to `out` the product is added to what is there.
+template <typename T>
+struct Target {
+  T* out;
+  int64_t stride;     // between rows of out and of residual
+  int64_t columns;    // to write of the panel's width
+  const T* bias;      // null for none
+  const T* residual;  // null for none
+  bool relu;
+};
+
+// Rows of A, by segment: the product runs over the segments' steps one after another.
+template <typename T>
+struct StridedRows {
+  const T* base;
+  int64_t row_stride, segment_stride;
+  const T* row(int64_t segment, int64_t i) const { return base + segment * segment_stride + i * row_stride; }
+};
+
+template <typename T>
+struct PointerRows {
+  const T* const* table;
+  int64_t segment_stride, offset;  // offset: added to every pointer
+  const T* row(int64_t segment, int64_t i) const { return table[segment * segment_stride + i] + offset; }
+};
+
+// sum[M][N] += A[M][steps] * B[steps][N vectors], with one pointer a row of A.
+template <int M, int N, typename T>
+inline void multiply_add(Vec<T> (&sum)[M][N], const T* const (&a)[M], int64_t steps, const T* b) {
+  for (int64_t k = 0; k < steps; ++k, b += N * kLanes<T>) {
+    Vec<T> x[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) x[n] = load<Vec<T>>(b + n * kLanes<T>);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const Vec<T> y = broadcast<Vec<T>>(a[m][k]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sum[m][n] += y * x[n];
+    }
+  }
+}
+
+// Writes `rows` rows of sums, `vectors` vectors each.
+template <typename T>
+__attribute__((noinline)) void write_rows(const Vec<T>* sums, int64_t rows, int vectors, const Target<T>& to) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t m = 0; m < rows; ++m, sums += vectors) {
+    for (int n = 0; n * lanes < to.columns; ++n) {
+      const int64_t at = m * to.stride + n * lanes, count = to.columns - n * lanes;
+      Vec<T> value = sums[n];
+      if (to.bias) value += load_part<Vec<T>>(to.bias + n * lanes, count);
+      if (to.residual) value += load_part<Vec<T>>(to.residual + at, count);
+      store_part(to.out + at, to.relu ? relu(value) : value, count);
+    }
+  }
+}
+
+// One register block: M rows from row `first`, N vectors of columns.
+template <int M, int N, typename T, typename Rows>
+void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth, const T* b, const Target<T>& to) {
+  Vec<T> total[M][N] = {}, sum[M][N] = {};
+  int64_t summed = 0;
+  for (int64_t s = 0; s < segments; ++s) {
+    const T* a[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) a[m] = rows.row(s, first + m);
+    for (int64_t left = depth; left > 0;) {
+      const int64_t steps = std::min(left, kSumSteps);
+      multiply_add<M, N, T>(sum, a, steps, b);
+      b += steps * N * kLanes<T>;
+      left -= steps;
+      summed += steps;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) a[m] += steps;
+      if (summed < kSumSteps && (left > 0 || s + 1 < segments)) continue;
+      summed = 0;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          total[m][n] += sum[m][n];
+          sum[m][n] = Vec<T>{};
+        }
+      }
+    }
+  }
+  write_rows<T>(&total[0][0], M, N, to);
+}
+
+template <int N, typename T, typename Rows>
+void gemm_panel(const Rows& rows, int64_t count, int64_t segments, int64_t depth, const T* b, Target<T> to) {
+  int64_t m = 0;
+  const auto advance = [&](int64_t done) {
+    m += done;
+    to.out += done * to.stride;
+    if (to.residual) to.residual += done * to.stride;
+  };
+  for (; m + kBlockRows <= count; advance(kBlockRows)) {
+    gemm_block<kBlockRows, N, T>(rows, m, segments, depth, b, to);
+  }
+  for (; m + 2 <= count; advance(2)) gemm_block<2, N, T>(rows, m, segments, depth, b, to);
+  if (m < count) gemm_block<1, N, T>(rows, m, segments, depth, b, to);
+}
+
+// Calls f(integral constant of 1..kPanelVectors) for a panel's number of vectors.
+template <typename T, typename F>
+inline void with_vectors(int width, const F& f) {
+  switch (width / kLanes<T>) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+#if defined(__AVX512F__) || defined(__aarch64__)
+    case 3: return f(std::integral_constant<int, 3>());
+    case 4: return f(std::integral_constant<int, 4>());
+#endif
+    default: return;
+  }
+}
+
+// `count` rows of C in one panel of `width` columns (Panels::width): A's rows are `segments` times `depth` long.
+template <typename T, typename Rows>
+void gemm(const Rows& rows, int64_t count, int64_t segments, int64_t depth, const T* panel, int width,
+          const Target<T>& to) {
+  with_vectors<T>(width, [&](auto n) { gemm_panel<decltype(n)::value, T>(rows, count, segments, depth, panel, to); });
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How the threads share a matrix of row units times panels: row_parts times panel_parts slots, one part of it each.
+struct WorkSplit {
+  int64_t row_parts = 1, panel_parts = 1;
+
+  // Weighs the largest part's multiply-adds (32 a cycle) and what it reads (8 bytes a cycle).
+  WorkSplit(int64_t units, int64_t panels, double unit_work, double unit_bytes, double panel_bytes, int64_t threads) {
+    double best = -1;
+    for (int64_t parts = 1; parts <= threads; ++parts) {
+      const double u = double(ceil_div(units, parts)), p = double(ceil_div(panels, threads / parts));
+      const double time = u * p * unit_work / 32 + (u * unit_bytes + p * panel_bytes) / 8;
+      if (best >= 0 && time >= best) continue;
+      best = time;
+      row_parts = parts;
+      panel_parts = threads / parts;
+    }
+  }
+  int64_t slots() const { return row_parts * panel_parts; }
+
+  struct Part {
+    int64_t unit_begin, unit_end, panel_begin, panel_end;
+  };
+  Part part(int64_t slot, int64_t units, int64_t panels) const {
+    const int64_t u = slot / panel_parts, p = slot % panel_parts;
+    return {units * u / row_parts, units * (u + 1) / row_parts, panels * p / panel_parts, panels * (p + 1) / panel_parts};
+  }
+};
+
+}  // namespace ai3
+#endif

@@ -1,0 +1,126 @@
+"""Runs one algorithm through the C ABI alone: guard bytes around every buffer, ranges in an unfriendly order, any layout."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+
+from ai3_compile import registry
+from ai3_compile.backends import abi, cpp
+from ai3_compile.selection import OpSpec
+
+GUARD = 256
+PATTERN = 0xA5
+
+
+class Guarded:
+    """Bytes on a 64-byte boundary between guards; `check` fails where something was written around them."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+        self.bytes = torch.full((size + 2 * GUARD + 64,), PATTERN, dtype=torch.uint8)
+        self.start = GUARD + (-(self.bytes.data_ptr() + GUARD)) % 64
+        self.address = self.bytes.data_ptr() + self.start
+
+    def view(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.bytes[self.start : self.start + self.size].view(dtype)
+
+    def check(self) -> None:
+        before, after = self.bytes[: self.start], self.bytes[self.start + self.size :]
+        assert bool((before == PATTERN).all()), f"{self.name}: written before its start"
+        assert bool((after == PATTERN).all()), f"{self.name}: written behind its end"
+
+
+@abi.ParallelFor
+def _ranges_backwards(count: int, body: Callable[[int, int, int], None], argument: int) -> None:
+    """Three ranges, the last one first: an algorithm may count on neither the order nor the number of ranges."""
+    cuts = [count * i // 3 for i in range(4)]
+    for begin, end in reversed(list(zip(cuts, cuts[1:]))):
+        if begin < end:
+            body(argument, begin, end)
+
+
+RUNTIME = abi.Runtime(num_threads=3, parallel_for=_ranges_backwards)
+
+
+def algorithms(operation: str) -> list[registry.Algorithm]:
+    """The algorithms of an operation that run through the C ABI on this machine."""
+    return [a for a in registry.of_operation(operation) if a.platform == "cpp"]
+
+
+def table_of(algorithm: registry.Algorithm) -> abi.Kernel:
+    return cpp.PLATFORM.table(algorithm)
+
+
+def run_kernel(
+    table: abi.Kernel,
+    spec: OpSpec,
+    input: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: int = 0,
+    adjust: Callable[[abi.Args], None] | None = None,
+) -> torch.Tensor:
+    """The output of one call, computed with the algorithm's own pack, plan and workspace between guards."""
+    channels_last = bool(table.flags & abi.NHWC) and input.dim() == 4
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    args = cpp.args_of(spec, table.flags)
+    if adjust is not None:
+        adjust(args)
+    size = input.element_size()
+    buffers: list[Guarded] = []
+
+    def guarded(name: str, size_in_bytes: int, data: torch.Tensor | None = None) -> Guarded:
+        buffer = Guarded(name, size_in_bytes)
+        if data is not None:
+            flat = data.permute(0, 2, 3, 1) if data.dim() == 4 and name != "weight" and channels_last else data
+            buffer.view(data.dtype).copy_(flat.reshape(-1))
+        buffers.append(buffer)
+        return buffer
+
+    args.input.data = guarded("input", input.numel() * size, input).address
+    count = 1
+    for extent in spec.output_shape:
+        count *= extent
+    output = guarded("output", count * size)
+    args.output.data = output.address
+    args.activation = activation
+    args.runtime = ctypes.pointer(RUNTIME)
+    if weight is not None:
+        args.weight.data = guarded("weight", weight.numel() * size, weight).address
+    if bias is not None:
+        args.bias, args.has_bias = guarded("bias", bias.numel() * size, bias).address, 1
+    if residual is not None:
+        args.residual = cpp.tensor_of(spec.output_shape, channels_last)
+        args.residual.data = guarded("residual", residual.numel() * size, residual).address
+        args.has_residual = 1
+    if table.packed_bytes and (packed := table.packed_bytes(args)):
+        args.packed = guarded("packed", packed).address
+        table.pack(args, args.packed)
+        # Packed weights are all an algorithm may read of them afterwards.
+        args.weight.data = None
+    if table.plan_bytes and (plan := table.plan_bytes(args)):
+        args.plan = guarded("plan", plan).address
+        table.make_plan(args, args.plan)
+    if table.workspace_bytes and (workspace := table.workspace_bytes(args)):
+        args.workspace = guarded("workspace", workspace).address
+    inputs = {b.name: b.bytes.clone() for b in buffers if b.name in ("input", "weight", "bias", "residual")}
+    table.run(args)
+    for buffer in buffers:
+        buffer.check()
+        assert buffer.name not in inputs or torch.equal(buffer.bytes, inputs[buffer.name]), f"{buffer.name}: written"
+    flat = output.view(input.dtype)
+    if channels_last:
+        n, c, h, w = spec.output_shape
+        return flat.reshape(n, h, w, c).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+    return flat.reshape(spec.output_shape).clone()
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """||found - expected|| / ||expected||, in float64."""
+    expected = expected.double()
+    norm = expected.norm().item()
+    return (found.double() - expected).norm().item() / (norm if norm > 0 else 1.0)

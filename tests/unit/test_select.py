@@ -1,0 +1,152 @@
+"""select() on invented algorithms: no compiler, no graph, no device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from ai3_compile.errors import NothingFitsError, StrictError, UnknownAlgorithmError
+from ai3_compile.selection import OpSpec, System, select
+
+
+@dataclass(frozen=True)
+class Fake:
+    name: str
+    platform: str = "cpp"
+    operation: str = "conv2d"
+    objection: str | None = None
+    estimate: float | None = field(default=None)
+
+    @property
+    def qualified(self) -> str:
+        return self.name if self.name == self.platform else f"{self.name}@{self.platform}"
+
+    def supports(self, spec: OpSpec) -> str | None:
+        return self.objection
+
+    def cost(self, spec: OpSpec) -> float | None:
+        return self.estimate
+
+
+SYSTEM = System({"cpp": None, "cuda": "no GPU", "torch": None})
+TORCH = Fake("torch", "torch")
+DIRECT = Fake("direct", estimate=2.0)
+GEMM = Fake("gemm", estimate=1.0)
+WINOGRAD = Fake("winograd", objection="needs a 3x3 kernel", estimate=0.1)
+CUDA = Fake("direct", "cuda", estimate=0.01)
+UNPRICED = Fake("odd")
+ALL = (CUDA, DIRECT, GEMM, UNPRICED, WINOGRAD, TORCH)
+
+
+def spec(**fields: object) -> OpSpec:
+    given = {
+        "operation": "conv2d",
+        "name": "layer1.conv",
+        "input_shape": (1, 3, 8, 8),
+        "output_shape": (1, 4, 8, 8),
+        "dtype": torch.float32,
+        "device": "cpu",
+    }
+    return OpSpec(**{**given, **fields})  # type: ignore[arg-type]
+
+
+def choose(selector: str, algorithms: tuple[Fake, ...] = ALL, strict: bool = False, **fields: object):
+    return select(spec(**fields), selector, algorithms, SYSTEM, default="guess|torch", strict=strict)
+
+
+def reasons(decision) -> dict[str, str]:
+    return {r.algorithm: r.reason for r in decision.rejected}
+
+
+def test_a_name_is_taken_and_every_other_algorithm_has_its_reason():
+    decision = choose("direct")
+    assert decision.chosen is DIRECT and decision.why == "named 'direct'" and not decision.by_policy
+    assert reasons(decision) == {
+        "direct@cuda": "no GPU",
+        "gemm@cpp": "not named by 'direct'",
+        "odd@cpp": "not named by 'direct'",
+        "winograd@cpp": "needs a 3x3 kernel",
+        "torch": "not named by 'direct'",
+    }
+
+
+def test_names_are_tried_in_order_of_preference():
+    decision = choose("winograd|gemm|direct")
+    assert decision.chosen is GEMM
+    assert reasons(decision)["winograd@cpp"] == "needs a 3x3 kernel"
+    assert reasons(decision)["direct@cpp"] == "comes after gemm@cpp in 'winograd|gemm|direct'"
+
+
+def test_a_platform_can_be_named():
+    assert choose("direct@cpp").chosen is DIRECT
+    with pytest.raises(NothingFitsError, match="direct@cuda: no GPU"):
+        choose("direct@cuda")
+
+
+def test_the_first_platform_of_the_registry_that_fits_is_taken():
+    assert choose("direct", (CUDA, DIRECT)).chosen is DIRECT
+    able = System({"cpp": None, "cuda": None, "torch": None})
+    assert select(spec(), "direct", (CUDA, DIRECT), able, default="torch").chosen is CUDA
+
+
+@pytest.mark.parametrize("selector", ["guess", "default"])
+def test_policies_take_the_lowest_cost_among_those_that_fit(selector):
+    decision = choose(selector)
+    assert decision.chosen is GEMM and decision.by_policy
+    assert decision.why == f"{selector}: lowest estimated cost of 2"
+    assert reasons(decision)["direct@cpp"] == "estimated 2.0x the time"
+    assert reasons(decision)["odd@cpp"] == "has no cost estimate"
+
+
+def test_a_tie_is_broken_by_the_order_of_the_registry():
+    first, second = Fake("a", estimate=1.0), Fake("b", estimate=1.0)
+    assert choose("guess", (first, second)).chosen is first
+    assert choose("guess", (second, first)).chosen is second
+
+
+@pytest.mark.parametrize("selector", ["guess", "default", "winograd|default"])
+def test_policies_leave_to_torch_what_nothing_fits_and_strict_forbids_it(selector):
+    assert choose(selector, (WINOGRAD, TORCH)).chosen is TORCH
+    with pytest.raises(StrictError, match="strict=True") as error:
+        choose(selector, (WINOGRAD, TORCH), strict=True)
+    assert "winograd@cpp: needs a 3x3 kernel" in str(error.value)
+    assert f"{selector}|torch" in str(error.value)
+
+
+def test_strict_lets_torch_run_what_the_user_leaves_to_it_by_name():
+    assert choose("winograd|torch", (WINOGRAD, TORCH), strict=True).chosen is TORCH
+
+
+def test_strict_default_prefers_a_native_algorithm_where_the_policy_would_not():
+    decision = select(spec(), "default", ALL, SYSTEM, default="torch", strict=True)
+    assert decision.chosen is GEMM
+
+
+def test_a_name_that_does_not_fit_raises_with_the_whole_trace_and_the_way_out():
+    with pytest.raises(NothingFitsError) as error:
+        choose("winograd")
+    message = str(error.value)
+    assert "layer1.conv" in message and "1x3x8x8" in message
+    for algorithm in ALL:
+        assert f"{algorithm.qualified}: " in message
+    assert "winograd@cpp: needs a 3x3 kernel" in message
+    assert "'winograd|default'" in message
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one():
+    with pytest.raises(UnknownAlgorithmError, match="Did you mean 'winograd'"):
+        choose("winnograd")
+
+
+def test_an_occurrence_only_torch_can_run_says_why():
+    decision = choose("default", torch_only="its indices are used")
+    assert decision.chosen is TORCH
+    assert reasons(decision)["gemm@cpp"] == "its indices are used"
+
+
+def test_algorithms_of_other_operations_are_not_considered():
+    other = Fake("gemm", operation="linear", estimate=0.0)
+    decision = choose("guess", (other, DIRECT))
+    assert decision.chosen is DIRECT and decision.rejected == ()
