@@ -1,4 +1,4 @@
-"""The torch.compile backend `ai3`: options -> policy -> passes over the ATen graph -> Inductor, or eager, for the rest."""
+"""The torch.compile backend `ai3`: options -> policy -> passes over the ATen graph -> Inductor or eager."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import get_aot_graph_name, make_boxed_func
 from torch._guards import TracingContext
@@ -77,11 +76,12 @@ class _Ai3Pass(CustomGraphPass):
     def __init__(self, policy: Policy, report: GraphReport) -> None:
         self.policy, self.report = policy, report
         self.ran = False
-        self.before = inductor_config.post_grad_custom_pre_pass  # one the user set runs first
+        before = inductor_config.post_grad_custom_pre_pass  # what the user set runs first
+        self.before = before if isinstance(before, (list, tuple)) else [] if before is None else [before]
 
     def __call__(self, graph: Graph) -> None:
-        if self.before is not None:
-            self.before(graph)
+        for step in self.before:
+            step(graph)
         name = get_aot_graph_name()
         if "backward" in name:
             passes.fold.decompose_all(graph)
@@ -94,11 +94,18 @@ class _Ai3Pass(CustomGraphPass):
         selectors = {name: selector.value for name, selector in self.policy.selectors.items()}
         if any(callable(value) for value in selectors.values()):
             return None
-        before = getattr(self.before, "uuid", lambda: None)()
-        if self.before is not None and before is None:
+        before = [step.uuid() if isinstance(step, CustomGraphPass) else None for step in self.before]
+        if None in before:
             return None
         policy = (selectors, self.policy.rest, self.policy.strict, self.policy.fuse)
-        key = (__version__, policy, registry.digest(), sorted(registry.system().platforms.items()), builder.cpu_isa(), before)
+        key = (
+            __version__,
+            policy,
+            registry.digest(),
+            sorted(registry.system().platforms.items()),
+            builder.cpu_isa(),
+            before,
+        )
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
 
@@ -111,7 +118,9 @@ def _with_inductor(
     decompositions = {op: rule for op, rule in select_decomp_table().items() if op is not BATCH_NORM}
 
     def compile_now() -> Callable[..., Any]:
-        return compile_fx(gm, example_inputs, config_patches=patches, decompositions=decompositions)
+        compiled = compile_fx(gm, example_inputs, config_patches=patches, decompositions=decompositions)
+        assert callable(compiled)
+        return compiled
 
     key = store.key(gm, example_inputs, ai3_pass.uuid())
     compiled = compile_now()
@@ -131,7 +140,7 @@ def _with_inductor(
     return compiled
 
 
-def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: None) -> Callable[..., Any]:
+def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None) -> Callable[..., Any]:
     report = GraphReport(_title(gm))
 
     def compiler(is_inference: bool) -> Callable[..., Any]:

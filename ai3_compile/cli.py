@@ -38,7 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("model", help="torchvision:resnet18, or package.module:callable that returns a module")
     explain.add_argument("--shape", type=_shape, help="input shape, such as 1,3,224,224")
     explain.add_argument(
-        "--option", action="append", default=[], type=_option, metavar="NAME=VALUE", help="such as conv2d='winograd|default'"
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="NAME=VALUE",
+        help="such as conv2d='winograd|default'",
     )
     explain.set_defaults(run=_explain)
     doctor = commands.add_parser("doctor", help="compiler, CPU, torch, cache and platforms of this machine")
@@ -82,10 +87,15 @@ def _list(_: argparse.Namespace) -> int:
 
 def _explain(given: argparse.Namespace) -> int:
     model = zoo.load_model(given.model)
-    options = {**dict(given.option), "rest": "eager"}  # what runs the rest changes no choice, and eager is ready at once
+    options = {
+        **dict(given.option),
+        "rest": "eager",
+    }  # what runs the rest changes no choice, and eager is ready at once
     with torch.inference_mode():
         try:
-            torch.compile(model, backend="ai3", options=options)(torch.randn(given.shape or zoo.default_shape(given.model)))
+            torch.compile(model, backend="ai3", options=options)(
+                torch.randn(given.shape or zoo.default_shape(given.model))
+            )
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if isinstance(error.inner_exception, Ai3Error):
                 raise error.inner_exception from None

@@ -27,7 +27,7 @@ def on_load_algorithm(function: Callable[[int], None]) -> None:
 def load() -> ctypes.CDLL:
     """The core library, built first if need be, with its operations registered with PyTorch.
 
-    Raises BuildError where it cannot be compiled and NoCompilerError where there is neither a compiler nor a prebuilt one.
+    Raises BuildError where it cannot be compiled, NoCompilerError with neither a compiler nor a prebuilt one.
     """
     with _lock:
         return _load()

@@ -28,7 +28,9 @@ REST = "rest"
 STRICT = "strict"
 FUSE = "fuse"
 
-_SELECTOR = "a name, 'first|second' in order of preference, a sequence of these, or a function of (op) or (op, input_shape)"
+_SELECTOR = (
+    "a name, 'first|second' in order of preference, a sequence of these, or a function of (op) or (op, input_shape)"
+)
 
 OPTIONS: dict[str, Option] = {
     option.name: option
@@ -94,13 +96,16 @@ def check_options(given: Mapping[str, Any] | None) -> Policy:
     for name in (REST, STRICT, FUSE):
         option = OPTIONS[name]
         # `in` alone would take 1 for True.
-        if name in given and not any(given[name] is c or (c == given[name] and isinstance(c, str)) for c in option.choices):
+        if name in given and not any(
+            given[name] is c or (c == given[name] and isinstance(c, str)) for c in option.choices
+        ):
             raise OptionValueError(
                 name=name, expected=" or ".join(repr(c) for c in option.choices), found=repr(given[name])
             )
     return Policy(
         selectors={
-            name: parse_selector(name, given.get(name, OPTIONS[name].default), of_operation(name)) for name in OPERATIONS
+            name: parse_selector(name, given.get(name, OPTIONS[name].default), of_operation(name))
+            for name in OPERATIONS
         },
         **{name: given.get(name, OPTIONS[name].default) for name in (REST, STRICT, FUSE)},
     )

@@ -1,7 +1,7 @@
 """The algorithms there are: read from the files of the kernels folder, whose paths are their descriptions.
 
-`kernels/<operation>/<algorithm>.<platform ending>`, with underscores for the spaces of an algorithm's name. Each operation
-also has the algorithm `torch`, which leaves it to PyTorch.
+`kernels/<operation>/<algorithm>.<platform ending>`, with underscores for the spaces of an algorithm's name. Each
+operation also has the algorithm `torch`, which leaves it to PyTorch.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ core.on_load_algorithm(load_by_id)
 def digest() -> str:
     """Changes when any native source changes: part of what a compiled graph is cached under."""
     hasher = hashlib.sha256()
-    for path in sorted(p for p in KERNELS.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts):
+    for path in sorted(
+        p for p in KERNELS.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts
+    ):
         hasher.update(path.relative_to(KERNELS).as_posix().encode())
         hasher.update(path.read_bytes())
     return hasher.hexdigest()

@@ -22,7 +22,7 @@ def torchvision_models() -> object:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        # Its compiled operators did not load, and it insists on two of their schemas; no classification model runs them.
+        # Its compiled operators did not load, and it insists on two of their schemas; classifiers run neither.
         _torchvision_schemas = torch.library.Library("torchvision", "DEF")
         _torchvision_schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _torchvision_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

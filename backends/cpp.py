@@ -43,10 +43,12 @@ class CppPlatform:
         return builder.no_compiler_reason()
 
     def load(self, algorithms: Sequence[Algorithm]) -> None:
-        """Raises BuildError where one does not compile and KernelLoadError where its table is not what its path says."""
+        """Raises BuildError where one does not compile and KernelLoadError where its table belies its path."""
         with self._lock:
             missing = [a for a in algorithms if a not in self._tables]
-            for algorithm, path in zip(missing, builder.build_kernels([(a.label, a.source) for a in missing])):
+            for algorithm, path in zip(
+                missing, builder.build_kernels([(a.label, a.source) for a in missing if a.source])
+            ):
                 library = ctypes.CDLL(str(path))
                 table = abi.kernel_table(library)
                 named = (table.operation.decode(), table.algorithm.decode())

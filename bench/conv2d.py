@@ -51,7 +51,9 @@ def run(rounds: int) -> list[dict[str, object]]:
         layer = f"{batch}x{channels}x{side}x{side} {kernel}x{kernel}s{stride} {filters}"
         base, base_last = times["torch"], times["torch channels_last"]
         flops = 2 * batch * filters * channels * kernel * kernel * (side // stride) ** 2
-        ratios = {name: (t / base, t / base_last) for name, t in times.items() if name in {a.qualified for a in algorithms}}
+        ratios = {
+            name: (t / base, t / base_last) for name, t in times.items() if name in {a.qualified for a in algorithms}
+        }
         cells = "  ".join(f"{name.split('@')[0]} {a:.2f}/{b:.2f}" for name, (a, b) in ratios.items())
         print(f"{layer:28}{base * 1e3:9.3f}{base_last * 1e3:8.3f}  {cells}")
         gflops = {name: flops / t / 1e9 for name, t in times.items()}

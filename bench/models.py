@@ -33,6 +33,10 @@ def run(rounds: int) -> list[dict[str, object]]:
                 rounds,
             )
         ratio = times["ai3"] / min(t for side, t in times.items() if side != "ai3")
-        print(f"{name:22}" + "".join(f"{t * 1e3:{w}.1f}" for t, w in zip(times.values(), (9, 9, 10, 9))) + f"{ratio:10.2f}")
+        print(
+            f"{name:22}"
+            + "".join(f"{t * 1e3:{w}.1f}" for t, w in zip(times.values(), (9, 9, 10, 9)))
+            + f"{ratio:10.2f}"
+        )
         rows.append({"model": name, "milliseconds": {k: t * 1e3 for k, t in times.items()}, "ratio to best": ratio})
     return rows

@@ -1,4 +1,4 @@
-"""Runs one algorithm through the C ABI alone: guard bytes around every buffer, ranges in an unfriendly order, any layout."""
+"""Runs one algorithm through the C ABI alone: guard bytes around every buffer, ranges in an unfriendly order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations, one file each: how one looks in an ATen graph, what ai3's own operation computes, and its gradient."""
+"""The operations, one file each: how one looks in an ATen graph, what ai3's own computes, and its gradient."""
 
 from __future__ import annotations
 

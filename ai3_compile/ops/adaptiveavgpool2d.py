@@ -1,4 +1,4 @@
-"""adaptiveavgpool2d: aten._adaptive_avg_pool2d, and the mean over a whole image that it becomes for one output pixel."""
+"""adaptiveavgpool2d: aten._adaptive_avg_pool2d, and the mean over an image that it becomes for one output pixel."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AdaptiveAvgPool2d(Operation):
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
         """Input and output sizes say it all."""
 
-    def fake(  # type: ignore[override]
+    def fake(
         self, input: torch.Tensor, out_h: int, out_w: int, algorithm: int, channels_last: bool = False
     ) -> torch.Tensor:
         return empty_image(input, input.shape[-3], out_h, out_w, channels_last)
@@ -64,4 +64,4 @@ def _is_image_mean(node: Node) -> bool:
         return False
     source, dims, keepdim = node.args
     assert isinstance(source, Node) and isinstance(dims, (list, tuple))
-    return bool(keepdim) and sorted(int(d) % 4 for d in dims) == [2, 3]  # type: ignore[call-overload]
+    return bool(keepdim) and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]

@@ -59,7 +59,7 @@ class AvgPool2d(Operation):
         args.ceil_mode, args.count_include_pad = spec.ceil_mode, spec.count_include_pad
         args.divisor_override = spec.divisor_override or 0
 
-    def fake(  # type: ignore[override]
+    def fake(
         self,
         input: torch.Tensor,
         kernel_h: int,

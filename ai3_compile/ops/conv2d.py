@@ -124,7 +124,16 @@ class Conv2d(Operation):
             grad_weight = grad_folded * scale.view(-1, 1, 1, 1)
             grad_bias = grad_bias * scale
         nothing = (None,) * 12
-        return (grad_input, grad_weight, None if bias is None else grad_bias, *nothing, grad_residual, None, *bn_grads, None)
+        return (
+            grad_input,
+            grad_weight,
+            None if bias is None else grad_bias,
+            *nothing,
+            grad_residual,
+            None,
+            *bn_grads,
+            None,
+        )
 
 
 def _convolution_backward(

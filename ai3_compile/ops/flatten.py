@@ -51,7 +51,7 @@ class Flatten(Operation):
 
         args.output = tensor_of((math.prod(spec.output_shape),))
 
-    def fake(self, input: torch.Tensor, start_dim: int, end_dim: int, algorithm: int) -> torch.Tensor:  # type: ignore[override]
+    def fake(self, input: torch.Tensor, start_dim: int, end_dim: int, algorithm: int) -> torch.Tensor:
         start, end = start_dim % input.dim(), end_dim % input.dim()
         shape = [*input.shape[:start], math.prod(input.shape[start : end + 1]), *input.shape[end + 1 :]]
         return input.new_empty(shape)

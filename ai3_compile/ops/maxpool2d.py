@@ -66,7 +66,7 @@ class MaxPool2d(Operation):
         fill_window(args, spec.kernel_size, spec.stride, (pad_h, pad_h, pad_w, pad_w), spec.dilation)
         args.ceil_mode = spec.ceil_mode
 
-    def fake(  # type: ignore[override]
+    def fake(
         self,
         input: torch.Tensor,
         kernel_h: int,

@@ -41,10 +41,8 @@ class Relu(Operation):
             count *= size
         args.input, args.output = tensor_of((count,)), tensor_of((count,))
 
-    def fake(self, input: torch.Tensor, algorithm: int) -> torch.Tensor:  # type: ignore[override]
-        dense = input.is_contiguous() or (
-            input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
-        )
+    def fake(self, input: torch.Tensor, algorithm: int) -> torch.Tensor:
+        dense = input.is_contiguous() or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
         return torch.empty_like(input if dense else input.contiguous())
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """fold: a batch norm in inference becomes part of the convolution before it.
 
-(conv(x, w) + b - mean) * s + beta = conv(x, w * s) + (b - mean) * s + beta, with s = gamma / sqrt(var + eps); the core library
-computes the new weight once a weight.
+(conv(x, w) + b - mean) * s + beta = conv(x, w * s) + (b - mean) * s + beta, with s = gamma / sqrt(var + eps).
+The core library computes the new weight once a weight.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _can_fold(norm: Node) -> bool:
         and isinstance(conv, Node)
         and only_user(conv) is norm
         and not any(conv.kwargs.get(name) for name in ("residual", "activation", "bn_mean"))
-        and all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
+        and [(user.target, user.args[1]) for user in norm.users] == [(operator.getitem, 0)]
         and all(t is None or t.meta["val"].dtype == conv.meta["val"].dtype for t in (weight, bias, mean, var))  # type: ignore[union-attr]
     )
 
@@ -50,12 +50,12 @@ def _fold(norm: Node, context: Context) -> None:
     conv, weight, bias, mean, var, _, eps = norm.args
     assert isinstance(conv, Node)
     kwargs = {**conv.kwargs, "bn_weight": weight, "bn_bias": bias, "bn_mean": mean, "bn_var": var, "bn_eps": eps}
-    for output in list(norm.users):
-        with norm.graph.inserting_before(norm):
-            new = norm.graph.call_function(conv.target, conv.args, kwargs)  # type: ignore[arg-type]
-        new.meta = dict(conv.meta)
-        context.report.rename(conv, new)
-        replace(output, new)
+    with norm.graph.inserting_before(norm):
+        new = norm.graph.call_function(conv.target, conv.args, kwargs)  # type: ignore[arg-type]
+    new.meta = dict(conv.meta)
+    context.report.rename(conv, new)
+    (output,) = norm.users
+    replace(output, new)
     context.report.fused(new, norm, "batch_norm")
 
 
@@ -63,10 +63,11 @@ def _decompose(norm: Node) -> None:
     """Writes a batch norm as the primitive operations that Inductor would have made of it."""
     traced = make_fx(BATCH_NORM, decomposition_table=select_decomp_table())(*value_of(norm.args))
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    arguments = dict(zip(inputs, norm.args))
     with norm.graph.inserting_before(norm):
-        outputs = norm.graph.graph_copy(traced.graph, dict(zip(inputs, norm.args)))  # type: ignore[arg-type]
+        outputs = norm.graph.graph_copy(traced.graph, arguments)  # type: ignore[arg-type]
     assert isinstance(outputs, (tuple, list))
     for user in list(norm.users):
-        user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index, arg-type]
+        user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
         norm.graph.erase_node(user)
     norm.graph.erase_node(norm)

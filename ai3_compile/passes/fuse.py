@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -13,7 +14,7 @@ aten = torch.ops.aten
 RELU = 1  # ai3_activation of kernel.h
 
 
-def _residual(node: Node, user: Node) -> dict[str, object] | None:
+def _residual(node: Node, user: Node) -> dict[str, Any] | None:
     """node + other, of the same shape and dtype."""
     if user.target is not aten.add.Tensor or user.kwargs:
         return None
@@ -27,14 +28,14 @@ def _residual(node: Node, user: Node) -> dict[str, object] | None:
     return {"residual": other}
 
 
-def _relu(node: Node, user: Node) -> dict[str, object] | None:
+def _relu(node: Node, user: Node) -> dict[str, Any] | None:
     if not (user.target is aten.relu.default or is_ai3(user, "ai3::relu")) or node.kwargs.get("activation"):
         return None
     return {"activation": RELU}
 
 
 # What may follow an operation, by name in the report; each rule answers with the keyword arguments that stand for it.
-EPILOGUES: dict[str, Callable[[Node, Node], dict[str, object] | None]] = {"add": _residual, "relu": _relu}
+EPILOGUES: dict[str, Callable[[Node, Node], dict[str, Any] | None]] = {"add": _residual, "relu": _relu}
 PRODUCERS = ("ai3::conv2d", "ai3::linear")
 
 
@@ -60,7 +61,8 @@ def _absorb(producer: Node, context: Context) -> Node | None:
         if extra is None:
             continue
         with user.graph.inserting_before(user):
-            new = user.graph.call_function(producer.target, producer.args, {**producer.kwargs, **extra})  # type: ignore[arg-type]
+            kwargs = {**producer.kwargs, **extra}
+            new = user.graph.call_function(producer.target, producer.args, kwargs)  # type: ignore[arg-type]
         new.meta = dict(producer.meta)
         context.report.rename(producer, new)
         context.report.fused(new, user, name)

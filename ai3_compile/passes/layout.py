@@ -1,7 +1,7 @@
 """layout: images stay channels_last between ai3's operations, and change layout only where something else needs it.
 
-Operations that do not care (elementwise ones, concatenation, pooling) let channels_last through. Before every other operation,
-and at the outputs, the layout that the graph had without ai3 is restored.
+Operations that do not care (elementwise ones, concatenation, pooling) let channels_last through. Before every other
+operation, and at the outputs, the layout that the graph had without ai3 is restored.
 """
 
 from __future__ import annotations

@@ -18,19 +18,16 @@ log = logging.getLogger(__name__)
 def run(graph: Graph, context: Context) -> None:
     found: list[tuple[Node, OpSpec]] = []
     for node in graph.nodes:
-        for operation in OPERATIONS.values():
-            spec = operation.match(node) if node.op == "call_function" else None
-            if spec is not None:
-                found.append((node, spec))
-                break
+        specs = (operation.match(node) for operation in OPERATIONS.values()) if node.op == "call_function" else ()
+        found.extend((node, spec) for spec in specs if spec is not None)
     registry.prepare({spec.operation for _, spec in found})
 
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     static = {placeholders[i] for i in context.static_inputs} if context.is_inference else set()
-    for operation in OPERATIONS:
-        occurrences = [(node, spec) for node, spec in found if spec.operation == operation]
+    for name, operation in OPERATIONS.items():
+        occurrences = [(node, spec) for node, spec in found if spec.operation == name]
         if occurrences:
-            context.policy.selectors[operation].check_count([spec for _, spec in occurrences])
+            context.policy.selectors[name].check_count([spec for _, spec in occurrences])
         for index, (node, spec) in enumerate(occurrences):
             decision = _decide(context, index, spec)
             context.report.add(decision, node)
@@ -38,7 +35,7 @@ def run(graph: Graph, context: Context) -> None:
             if decision.chosen.platform != "torch":
                 assert isinstance(decision.chosen, registry.Algorithm)
                 with graph.inserting_before(node):
-                    new = OPERATIONS[operation].emit(node, spec, decision.chosen.id, static.__contains__)
+                    new = operation.emit(node, spec, decision.chosen.id, static.__contains__)
                 context.report.rename(node, new)
                 context.algorithms[decision.chosen.id] = decision.chosen
                 replace(node, new)

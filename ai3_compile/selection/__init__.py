@@ -1,8 +1,18 @@
-"""Which algorithm runs an operation, and why: pure functions over dataclasses, with no graph, no build and no device."""
+"""Which algorithm runs an operation, and why: pure functions over dataclasses; no graph, no build, no device."""
 
 from .decision import Candidate, Decision, Rejected, System
 from .select import select
 from .selector import Selector, parse_selector
 from .spec import OpSpec, TensorSpec
 
-__all__ = ["Candidate", "Decision", "OpSpec", "Rejected", "Selector", "System", "TensorSpec", "parse_selector", "select"]
+__all__ = [
+    "Candidate",
+    "Decision",
+    "OpSpec",
+    "Rejected",
+    "Selector",
+    "System",
+    "TensorSpec",
+    "parse_selector",
+    "select",
+]

@@ -41,11 +41,13 @@ def select(
             if chosen is None:
                 continue
             rejected = tuple(
-                Rejected(c.qualified, objections[c.qualified] or _passed_over(c, chosen, (*names, *steps), selector, costs))
+                Rejected(
+                    c.qualified, objections[c.qualified] or _passed_over(c, chosen, (*names, *steps), selector, costs)
+                )
                 for c in known
                 if c is not chosen
             )
-            return Decision(spec, selector, chosen, _why(chosen, name, step, costs), rejected, policy)
+            return Decision(spec, selector, chosen, _why(name, step, costs), rejected, policy)
 
     trace = "\n".join(
         f"  {c.qualified}: {objections[c.qualified] or 'fits, but ' + _not_named(selector)}" for c in known
@@ -77,12 +79,10 @@ def _cheapest(fitting: Sequence[Candidate], spec: OpSpec) -> tuple[Candidate | N
     return min(priced, key=lambda c: costs[c.qualified], default=None), costs
 
 
-def _why(chosen: Candidate, name: str, step: str, costs: dict[str, float]) -> str:
+def _why(name: str, step: str, costs: dict[str, float]) -> str:
     if step in POLICIES:
         return f"{name}: lowest estimated cost of {len(costs)}" if len(costs) > 1 else f"{name}: the only one that fits"
-    if name in POLICIES:
-        return f"{name}: this operation's policy is to prefer {step}"
-    return f"named {name!r}"
+    return f"{name}: this operation's policy is {step}" if name in POLICIES else f"named {name!r}"
 
 
 def _passed_over(

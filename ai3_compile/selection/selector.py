@@ -88,8 +88,8 @@ def parse_selector(operation: str, value: Any, known: Sequence[Candidate]) -> Se
         value = tuple(value)
     else:
         raise SelectorError(
-            message=f"{operation}: a selector is a name, several in order of preference ('winograd|direct'), a sequence "
-            f"of names, or a function of the operation; got {type(value).__name__}."
+            message=f"{operation}: a selector is a name, several in order of preference ('winograd|direct'), a "
+            f"sequence of names, or a function of the operation; got {type(value).__name__}."
         )
     return Selector(operation, value, tuple(known))
 

@@ -9,7 +9,9 @@ using ai3::ConvSizes;
 using ai3::kLanes;
 using ai3::Vec;
 
-bool is_depthwise(const ai3_args* a) { return a->groups > 1 && a->groups == a->input.size[1] && a->groups == a->output.size[1]; }
+bool is_depthwise(const ai3_args* a) {
+  return a->groups > 1 && a->groups == a->input.size[1] && a->groups == a->output.size[1];
+}
 
 // The taps first, ..., last - 1 of a window that read inside [0, size), where tap t reads start + t * dilation.
 struct Taps {
@@ -44,8 +46,10 @@ void add_pixels(Vec<T>* total, const T* pixels, int64_t stride, int64_t steps, c
 template <int N, typename T>
 void add_segment(Vec<T>* total, const T* pixels, int64_t count, int64_t stride, int64_t steps, const T* b) {
   if (count == ai3::kBlockRows) return add_pixels<ai3::kBlockRows, N, T>(total, pixels, stride, steps, b);
-  for (; count >= 4; count -= 4, total += 4 * N, pixels += 4 * stride) add_pixels<4, N, T>(total, pixels, stride, steps, b);
-  for (; count >= 2; count -= 2, total += 2 * N, pixels += 2 * stride) add_pixels<2, N, T>(total, pixels, stride, steps, b);
+  for (; count >= 4; count -= 4, total += 4 * N, pixels += 4 * stride)
+    add_pixels<4, N, T>(total, pixels, stride, steps, b);
+  for (; count >= 2; count -= 2, total += 2 * N, pixels += 2 * stride)
+    add_pixels<2, N, T>(total, pixels, stride, steps, b);
   if (count > 0) add_pixels<1, N, T>(total, pixels, stride, steps, b);
 }
 
@@ -87,8 +91,11 @@ ai3::WorkSplit split(const ai3_args* a) {
   const ConvSizes s(a);
   const int64_t panels = ai3::Panels<T>(s.group_filters).count * s.groups;
   const double width = double(s.filters) / double(std::max<int64_t>(1, panels)), depth = double(s.depth);
-  return {s.images * s.out_height, panels, double(s.out_width) * width * depth * double(s.bytes) / 4,
-          double(a->stride_h * s.width * s.channels * s.bytes), width * depth * double(s.bytes),
+  return {s.images * s.out_height,
+          panels,
+          double(s.out_width) * width * depth * double(s.bytes) / 4,
+          double(a->stride_h * s.width * s.channels * s.bytes),
+          width * depth * double(s.bytes),
           std::max<int64_t>(1, a->runtime->num_threads)};
 }
 
@@ -100,8 +107,10 @@ void run_slot(const ai3_args* a, const ai3::WorkSplit& shares, int64_t slot) {
   const auto one = [&](int64_t line, int64_t index) {
     const int64_t group = index / panels.count, p = index % panels.count;
     const T* packed = static_cast<const T*>(a->packed) + group * panels.elements(s.depth) + panels.first(p) * s.depth;
-    const auto to = ai3::conv_target<T>(a, line * s.out_width, group * s.group_filters + panels.first(p), panels.used(p));
-    ai3::with_vectors<T>(panels.width(p), [&](auto n) { run_row<decltype(n)::value, T>(a, s, line, group, packed, to); });
+    const auto to =
+        ai3::conv_target<T>(a, line * s.out_width, group * s.group_filters + panels.first(p), panels.used(p));
+    ai3::with_vectors<T>(panels.width(p),
+                         [&](auto n) { run_row<decltype(n)::value, T>(a, s, line, group, packed, to); });
   };
   // Panels that fit no cache together are each read once, and the input again for every panel.
   constexpr int64_t kPanelBytes = 1 << 20;
@@ -242,7 +251,8 @@ void pack(const ai3_args* a, void* dst) {
 double cost(const ai3_args* a) {
   if (!is_depthwise(a)) return ai3::conv_cost(a, 0.85, 0, a->weight.size[1]);
   const ConvSizes s(a);
-  const double outputs = double(s.rows) * double(s.filters), image = double(s.images * s.channels) * double(s.height * s.width);
+  const double outputs = double(s.rows) * double(s.filters),
+               image = double(s.images * s.channels) * double(s.height * s.width);
   return (2 * outputs * double(s.taps) / 50 + (image + outputs) / 5) * double(s.bytes) / 4;
 }
 

@@ -22,7 +22,8 @@ struct Im2col {
   static ai3::StridedRows<T> rows(const ai3_args* a, int64_t first, int64_t, const void* scratch, int64_t group) {
     const ai3::ConvSizes s(a);
     const bool in_place = ai3::conv_is_pointwise(a);
-    const T* base = in_place ? static_cast<const T*>(a->input.data) + first * s.channels : static_cast<const T*>(scratch);
+    const T* base =
+        in_place ? static_cast<const T*>(a->input.data) + first * s.channels : static_cast<const T*>(scratch);
     return {base + group * s.group_channels, s.taps * s.channels, s.channels};
   }
 

@@ -1,6 +1,6 @@
 // Implicit GEMM with precomputed indirection: the pixel that each tap reads is looked up in a table made once a shape.
-// Source: Dukhan, "The Indirect Convolution Algorithm", arXiv 1907.02129. The table holds pixel numbers within one image
-// and not pointers, so that it serves any batch size and any input; -1 marks the padding.
+// Source: Dukhan, "The Indirect Convolution Algorithm", arXiv 1907.02129. The table holds pixel numbers within one
+// image and not pointers, so that it serves any batch size and any input; -1 marks the padding.
 #include <climits>
 
 #include "ai3/conv2d.h"
@@ -55,7 +55,9 @@ struct Indirect : ai3::ConvPointers {
   }
 };
 
-double cost(const ai3_args* a) { return ai3::conv_cost(a, 0.86, 6.0 * double(a->kernel_h * a->kernel_w), a->weight.size[1]); }
+double cost(const ai3_args* a) {
+  return ai3::conv_cost(a, 0.86, 6.0 * double(a->kernel_h * a->kernel_w), a->weight.size[1]);
+}
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "conv2d",

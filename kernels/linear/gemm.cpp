@@ -1,8 +1,9 @@
 // GEMM with packed weights; a few rows are dot products with the weight as it lies, which read it once at full speed.
 // Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 2008.
+#include "ai3/gemm.h"
+
 #include <cassert>
 
-#include "ai3/gemm.h"
 #include "ai3/kernel.h"
 
 namespace {
@@ -128,8 +129,12 @@ void run_slot(const ai3_args* a, const ai3::WorkSplit& shares, int64_t slot) {
     for (int64_t p = part.panel_begin; p < part.panel_end; ++p) {
       const int64_t column = panels.first(p), at = row * s.columns + column;
       T* const out = static_cast<T*>(a->output.data) + at;
-      ai3::Target<T> to{out, s.columns, panels.used(p), a->bias ? static_cast<const T*>(a->bias) + column : nullptr,
-                        residual ? residual + at : nullptr, false};
+      ai3::Target<T> to{out,
+                        s.columns,
+                        panels.used(p),
+                        a->bias ? static_cast<const T*>(a->bias) + column : nullptr,
+                        residual ? residual + at : nullptr,
+                        false};
       for (int64_t k = 0; k < s.depth; k += kDepth) {
         const int64_t steps = std::min(kDepth, s.depth - k);
         to.relu = a->activation == AI3_RELU && k + steps == s.depth;
@@ -156,8 +161,9 @@ void run_as(const ai3_args* a) {
   struct Task {
     const ai3_args* args;
     ai3::WorkSplit shares;
-  } task{a, {ai3::ceil_div(s.rows, ai3::kBlockRows), panels.count, ai3::kBlockRows * width * depth / 4,
-             ai3::kBlockRows * depth, width * depth, a->runtime->num_threads}};
+  } task{a,
+         {ai3::ceil_div(s.rows, ai3::kBlockRows), panels.count, ai3::kBlockRows * width * depth / 4,
+          ai3::kBlockRows * depth, width * depth, a->runtime->num_threads}};
   a->runtime->parallel_for(
       task.shares.slots(),
       [](void* arg, int64_t begin, int64_t end) {

@@ -1,9 +1,9 @@
 """Every algorithm on every case, through the C ABI, against float64, with guards around its buffers.
 
-Bounds on ||y - ref|| / ||ref|| for unit-variance data. float32 rounds each addition by at most 6e-8 of a partial sum, and the
-errors of n independent roundings grow as sqrt(n): 1e-6 holds up to n of some thousands. A Winograd transform multiplies
-errors by the size of its matrices' entries: 5e-6 for F(4x4,3x3) (Barabasz et al., arXiv 1803.10986). float64 has 2^29 times
-the precision; 1e-13 leaves room for the same growth.
+Bounds on ||y - ref|| / ||ref|| for unit-variance data. float32 rounds each addition by at most 6e-8 of a partial sum,
+and the errors of n independent roundings grow as sqrt(n): 1e-6 holds up to n of some thousands. A Winograd transform
+multiplies errors by the size of its matrices' entries: 5e-6 for F(4x4,3x3) (Barabasz et al., arXiv 1803.10986). float64
+has 2^29 times the precision; 1e-13 leaves room for the same growth.
 """
 
 from __future__ import annotations
@@ -143,9 +143,7 @@ def test_linear(algorithm, shape, dtype):
         )
         spec = OpSpec("linear", "", (rows, inputs), (rows, outputs), dtype, "cpu", attributes)
         assert algorithm.supports(spec) is None
-        out = harness.run_kernel(
-            harness.table_of(algorithm), spec, input, weight, *given, activation=int(epilogue)
-        )
+        out = harness.run_kernel(harness.table_of(algorithm), spec, input, weight, *given, activation=int(epilogue))
         expected = F.linear(input.double(), weight.double(), given[0] if given[0] is None else given[0].double())
         if epilogue:
             expected = (expected + residual.double()).relu()
@@ -189,9 +187,7 @@ def test_avgpool2d(algorithm, case, dtype):
     input = torch.randn(case.batch, case.channels, *case.size, dtype=dtype)
     window = (case.kernel, case.stride, case.padding, case.ceil_mode, case.count_include_pad, case.divisor_override)
     expected = F.avg_pool2d(input.double(), *window)
-    out = harness.run_kernel(
-        harness.table_of(algorithm), pool_spec("avgpool2d", case, expected.shape, dtype), input
-    )
+    out = harness.run_kernel(harness.table_of(algorithm), pool_spec("avgpool2d", case, expected.shape, dtype), input)
     assert harness.relative_error(out, expected) <= BOUNDS[dtype]
 
 

@@ -56,7 +56,7 @@ def run(name: str, options: dict[str, object]) -> set[str]:
         compiled(image)
         with torch.profiler.profile() as profile:
             found = compiled(image)
-    # A network amplifies the rounding of its layers: errors of 1e-6 a layer, some hundred layers deep, and Winograd's 5e-6.
+    # A network amplifies the rounding of its layers: 1e-6 a layer (Winograd 5e-6), some hundred layers deep.
     assert harness.relative_error(found, expected) < 1e-4
     assert found.stride() == expected.stride()
     return {event.key for event in profile.key_averages() if event.key.startswith("ai3::") and "[" in event.key}

@@ -84,7 +84,7 @@ def expected_of(name: str, args: tuple) -> torch.Tensor:
         out = out if residual is None else out + residual
         return out.relu() if activation else out
     if name.startswith("linear"):
-        w, b, _, _, residual, activation = (*args[1:], False, None, 0)[: 6] if len(args) == 4 else args[1:]
+        w, b, _, _, residual, activation = (*args[1:], False, None, 0)[:6] if len(args) == 4 else args[1:]
         out = F.linear(x, w, b)
         out = out if residual is None else out + residual
         return out.relu() if activation else out

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,11 +116,20 @@ def _other_key(entry: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [_truncate, _flip, _remove_library, _break_manifest, _empty_manifest, _remove_manifest, _other_key],
-    ids=lambda function: function.__name__.strip("_"),
+    ("damage", "reason"),
+    [
+        pytest.param(_truncate, "has 3 bytes instead of 7", id="truncated"),
+        pytest.param(_flip, "contents", id="flipped"),
+        pytest.param(_remove_library, "FileNotFoundError", id="no library"),
+        pytest.param(_break_manifest, "JSONDecodeError", id="broken manifest"),
+        pytest.param(_empty_manifest, "TypeError", id="empty manifest"),
+        pytest.param(_remove_manifest, "FileNotFoundError", id="no manifest"),
+        pytest.param(_other_key, "another key", id="other key"),
+    ],
 )
-def test_damaged_entry(empty_cache: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]) -> None:
+def test_damaged_entry(
+    empty_cache: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], reason: str
+) -> None:
     """A damaged entry is never used: it is set aside, said once, and built again."""
     entry = cache.obtain(KEY, Maker()).parent
     damage(entry)
@@ -134,7 +144,8 @@ def test_damaged_entry(empty_cache: Path, caplog: pytest.LogCaptureFixture, dama
     (aside,) = empty_cache.glob(f"{KEY.entry}.damaged-*")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == damaged
     (record,) = caplog.records
-    assert str(entry) in record.getMessage() and aside.name in record.getMessage()
+    for part in (str(entry), aside.name, reason):
+        assert part in record.getMessage()
     assert [e.path for e in cache.cache_entries()] == [entry]
 
 
@@ -194,7 +205,7 @@ def test_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Takes the right to write to a folder away, also from root, who ignores modes, by being another user for a while."""
+    """Takes the right to write to a folder away; from root, who ignores modes, by being another user for a while."""
     os.chmod(folder, 0o555)
     root = os.geteuid() == 0
     if root:
@@ -314,10 +325,8 @@ def test_abandoned_folders(empty_cache: Path) -> None:
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(cache.Key)])
 def test_every_field_counts(field: str) -> None:
     """Another value of any field is another entry."""
-    changed: object = {"flags": ("-O2",), "link_flags": ("-lm",), "extra": (("isa", "avx512"),), "cache_format": 2}.get(
-        field, "other"
-    )
-    other = dataclasses.replace(KEY, **{field: changed})  # type: ignore[arg-type]
+    values: dict[str, Any] = {"flags": ("-g",), "link_flags": ("-lm",), "extra": (("isa", "x"),), "cache_format": 2}
+    other = dataclasses.replace(KEY, **{field: values.get(field, "other")})
     assert other.entry != KEY.entry
     assert other.changed_from(KEY.readable()) == [field]
 
@@ -430,7 +439,8 @@ def test_core_digest(tmp_path: Path) -> None:
     assert digest == builder.core_digest()
     (kernels / "include" / "ai3" / "other.h").touch()
     assert sources.core_digest(kernels) == digest
-    for path in (kernels / "include" / "ai3" / "kernel.h", kernels / "core" / "core.h", *sources.core_sources(kernels)):
+    headers = [kernels / "include" / "ai3" / "kernel.h", kernels / "core" / "core.h"]
+    for path in [*headers, *sources.core_sources(kernels)]:
         path.write_text(path.read_text() + "\n")
         changed = sources.core_digest(kernels)
         assert changed != digest, path

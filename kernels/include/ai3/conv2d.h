@@ -1,5 +1,6 @@
-// What the convolutions on channels_last images share: sizes, packed weights, and the walk over blocks of output pixels.
-// The output is a matrix [N*P*Q][K], its rows the pixels; the weight a matrix [R*S*C/groups][K/groups] for each group.
+// What the convolutions on channels_last images share: sizes, packed weights, and the walk over blocks of output
+// pixels. The output is a matrix [N*P*Q][K], its rows the pixels; the weight a matrix [R*S*C/groups][K/groups] for each
+// group.
 #ifndef AI3_CONV2D_H
 #define AI3_CONV2D_H
 
@@ -99,9 +100,12 @@ Target<T> conv_target(const ai3_args* a, int64_t row, int64_t filter, int64_t co
   const int64_t filters = a->output.size[1], at = row * filters + filter;
   const T* residual = static_cast<const T*>(a->residual.data);
   const T* bias = static_cast<const T*>(a->bias);
-  return {static_cast<T*>(a->output.data) + at,  filters,
-          columns,                               bias ? bias + filter : nullptr,
-          residual ? residual + at : nullptr,    a->activation == AI3_RELU};
+  return {static_cast<T*>(a->output.data) + at,
+          filters,
+          columns,
+          bias ? bias + filter : nullptr,
+          residual ? residual + at : nullptr,
+          a->activation == AI3_RELU};
 }
 
 // A conv2d as products of lowered rows with packed panels. Lowering brings the input of some output pixels, for all
@@ -130,8 +134,12 @@ struct ConvGemm {
     const int64_t panels = Panels<T>(s.group_filters).count * s.groups;
     const double width = double(s.filters) / double(std::max<int64_t>(1, panels)), depth = double(s.depth);
     const double row = double(Lowering::row_bytes(a)) + double(s.channels * s.bytes);
-    return {ceil_div(s.rows, kBlockRows), panels, kBlockRows * width * depth * double(s.bytes) / 4, kBlockRows * row,
-            width * depth * double(s.bytes), std::max<int64_t>(1, a->runtime ? a->runtime->num_threads : 1)};
+    return {ceil_div(s.rows, kBlockRows),
+            panels,
+            kBlockRows * width * depth * double(s.bytes) / 4,
+            kBlockRows * row,
+            width * depth * double(s.bytes),
+            std::max<int64_t>(1, a->runtime ? a->runtime->num_threads : 1)};
   }
 
   static size_t workspace_bytes(const ai3_args* a) {

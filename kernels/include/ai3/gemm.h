@@ -21,8 +21,9 @@ constexpr int kPanelVectors = 2;
 // Steps that are summed in registers before they are added to the total, which keeps the rounding error small.
 constexpr int64_t kSumSteps = 256;
 
-// B is packed in panels of up to kPanelVectors vectors of columns: panel p, at depth * first(p), holds [depth][width(p)]
-// with zeros after the last column. Widths are balanced, so that 80 columns are 48 + 32 and not 64 + 16.
+// B is packed in panels of up to kPanelVectors vectors of columns: panel p, at depth * first(p), holds
+// [depth][width(p)] with zeros after the last column. Widths are balanced, so that 80 columns are 48 + 32 and not 64
+// + 16.
 template <typename T>
 struct Panels {
   int64_t columns, count, vectors;
@@ -157,13 +158,18 @@ void gemm_panel(const Rows& rows, int64_t count, int64_t segments, int64_t depth
 template <typename T, typename F>
 inline void with_vectors(int width, const F& f) {
   switch (width / kLanes<T>) {
-    case 1: return f(std::integral_constant<int, 1>());
-    case 2: return f(std::integral_constant<int, 2>());
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 3: return f(std::integral_constant<int, 3>());
-    case 4: return f(std::integral_constant<int, 4>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
 #endif
-    default: return;
+    default:
+      return;
   }
 }
 
@@ -199,7 +205,8 @@ struct WorkSplit {
   };
   Part part(int64_t slot, int64_t units, int64_t panels) const {
     const int64_t u = slot / panel_parts, p = slot % panel_parts;
-    return {units * u / row_parts, units * (u + 1) / row_parts, panels * p / panel_parts, panels * (p + 1) / panel_parts};
+    return {units * u / row_parts, units * (u + 1) / row_parts, panels * p / panel_parts,
+            panels * (p + 1) / panel_parts};
   }
 };
 

@@ -1,6 +1,6 @@
 // Winograd's minimal filtering F(M, 3): transformation matrices generated from their interpolation points by Cook-Toom,
-// and one-dimensional transforms that apply them. Points: Lavin and Gray 2016 for M = 2; for M = 4 those of oneDNN's
-// former kernel, whose error is half that of 0, +-1, +-2.
+// the one-dimensional transforms that apply them, and the products between. Points: Lavin and Gray 2016 for M = 2; for
+// M = 4 those of oneDNN's former kernel, whose error is half that of 0, +-1, +-2.
 #ifndef AI3_WINOGRAD_H
 #define AI3_WINOGRAD_H
 

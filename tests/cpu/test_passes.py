@@ -1,0 +1,123 @@
+"""Each pass leaves a well-formed graph that computes the same, and does what its name says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._guards import TracingContext
+from torch.fx import GraphModule
+
+from ai3_compile import core, passes, registry
+from ai3_compile.options import check_options
+from ai3_compile.passes import context as node_tools
+from ai3_compile.report import GraphReport
+
+from .. import harness
+from .test_backend import Awkward, block, image
+
+
+def capture(model, x, steps=passes.PASSES, **options):
+    """Runs passes one by one over a captured inference graph, with a lint and a comparison after each."""
+    core.load()
+    torch._dynamo.reset()
+    seen: dict[str, list[str]] = {}
+    with torch.no_grad():
+        expected = model(x)
+
+    def compiler(gm: GraphModule, inputs):
+        metadata = TracingContext.get().fw_metadata
+        context = passes.Context(
+            check_options(options), registry.system(), GraphReport(), True, False, metadata.static_input_indices
+        )
+        for step in steps:
+            step(gm.graph, context)
+            gm.graph.lint()
+            for node in gm.graph.nodes:
+                assert node.op == "output" or "val" in node.meta, f"{step.__module__}: {node} has no value"
+            seen[step.__module__.rsplit(".")[-1]] = [str(node.target) for node in gm.graph.nodes]
+        gm.recompile()
+        return torch._functorch.aot_autograd.make_boxed_func(gm.forward)
+
+    def backend(gm, inputs):
+        return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, inputs)
+
+    with torch.no_grad():
+        found = torch.compile(model, backend=backend)(x)
+    for a, b in zip(
+        found if isinstance(found, tuple) else (found,), expected if isinstance(found, tuple) else (expected,)
+    ):
+        assert harness.relative_error(a, b) < 1e-5
+        assert a.stride() == b.stride()
+    return seen
+
+
+@pytest.mark.parametrize("count", range(1, len(passes.PASSES) + 1))
+@pytest.mark.parametrize("make", [block, lambda: Awkward().eval()], ids=["block", "awkward"])
+def test_the_graph_is_sound_after_each_pass(make, count):
+    """Also when the later passes do not run: each one's result stands on its own."""
+    seen = capture(make(), image(), passes.PASSES[:count])
+    assert len(seen) == count
+
+
+def count(targets: list[str], name: str) -> int:
+    return sum(name in target for target in targets)
+
+
+def test_select_puts_ai3s_operations_in_and_nothing_else():
+    seen = capture(block(), image(), passes.PASSES[:1])["select"]
+    assert count(seen, "ai3.conv2d") == 3 and count(seen, "aten.convolution") == 0
+    assert count(seen, "ai3.linear") == 1 and count(seen, "addmm") == 0
+    assert count(seen, "batch_norm") == 2 and count(seen, "aten.relu") == 3
+
+
+def test_fold_takes_the_batch_norms():
+    seen = capture(block(), image(), passes.PASSES[:2])
+    assert count(seen["select"], "batch_norm") == 2 and count(seen["fold"], "batch_norm") == 0
+
+
+def test_fuse_takes_the_addition_and_the_relus():
+    seen = capture(block(), image(), passes.PASSES[:3])
+    assert count(seen["fold"], "aten.relu") == 3 and count(seen["fold"], "aten.add") == 1
+    assert count(seen["fuse"], "aten.relu") == 0 and count(seen["fuse"], "aten.add") == 0
+
+
+def test_layout_converts_once_on_the_way_in_and_not_between():
+    """The image is converted once for both convolutions that read it, and at most once back for the view."""
+    seen = capture(block(), image())
+    assert count(seen["layout"], "aten.clone") <= 2
+
+
+def test_a_convolution_whose_algorithm_is_torch_is_not_touched():
+    seen = capture(block(), image(), conv2d="torch")
+    assert count(seen["layout"], "aten.convolution") == 3 and count(seen["layout"], "batch_norm") == 2
+
+
+def test_values_of_inserted_nodes_have_the_strides_of_the_real_ones():
+    """Inductor allocates by the fake strides, so a graph is run node by node and compared."""
+    core.load()
+    torch._dynamo.reset()
+    compared = []
+
+    def compiler(gm: GraphModule, inputs):
+        metadata = TracingContext.get().fw_metadata
+        policy = check_options({})
+        context = passes.Context(policy, registry.system(), GraphReport(), True, False, metadata.static_input_indices)
+        passes.run(gm.graph, context)
+
+        class Compare(torch.fx.Interpreter):
+            def run_node(self, node):
+                value = super().run_node(node)
+                if node_tools.is_ai3(node):
+                    compared.append(node.name)
+                    assert value.stride() == node.meta["val"].stride(), node.name
+                return value
+
+        return torch._functorch.aot_autograd.make_boxed_func(lambda *args: Compare(gm).run(*args))
+
+    def backend(gm, inputs):
+        return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, inputs)
+
+    with torch.no_grad():
+        torch.compile(block(), backend=backend)(image())
+    assert len(compared) == 7
