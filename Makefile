@@ -21,7 +21,7 @@ test: lint
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	@$(BIN)/clang-format --dry-run -Werror --ferror-limit=3 $(NATIVE)
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/ai3_compile
 	@ln -s $(addprefix $(CURDIR)/,$(wildcard ai3_compile/*) backends kernels custom) $(TYPED)/ai3_compile
 	@MYPYPATH=$(TYPED) $(BIN)/mypy --no-error-summary -p ai3_compile
@@ -32,7 +32,8 @@ $(INSTALLED): pyproject.toml setup.py
 	@echo "installing $(TORCH), $(TORCHVISION) and ai3-compile into .venv"
 	@$(PIP) install "setuptools>=77" $(TORCH) numpy pillow
 	@$(PIP) install --no-deps $(TORCHVISION)
-	@$(PIP) freeze | grep -iE '^(torch|torchvision)==' > .venv/constraints.txt
+	@$(BIN)/python -c "import importlib.metadata as m; [print(f'{n}=={m.version(n)}') for n in ('torch', 'torchvision')]" \
+	  > .venv/constraints.txt
 	@$(PIP) install --no-build-isolation --constraint .venv/constraints.txt --editable '.[demo,bench,dev]'
 	@touch $@
 

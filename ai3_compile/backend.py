@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,11 @@ class Ai3Backend:
         policy = check_options(options)
         if mode is not None and policy.rest != "inductor":
             raise OptionError(message=f"mode={mode!r} is a setting of Inductor, which rest={policy.rest!r} leaves out.")
-        core.load()
+        for name, reason in registry.system().platforms.items():
+            if reason is not None:
+                _say_once(f"platform {name} cannot run here, its algorithms are left out: {reason}")
+        if any(reason is None for name, reason in registry.system().platforms.items() if name != "torch"):
+            core.load()  # a graph from Inductor's cache names its operations before any pass runs
         compile_rest = _with_inductor if policy.rest == "inductor" else _with_eager
         return compile_rest(gm, example_inputs, policy, mode)
 
@@ -55,6 +60,11 @@ class Ai3Backend:
 
 
 ai3 = Ai3Backend()
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def _context(policy: Policy, report: GraphReport, is_inference: bool, decompose_batch_norm: bool) -> passes.Context:

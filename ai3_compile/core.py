@@ -115,6 +115,8 @@ def invalidate(module: torch.nn.Module | torch.Tensor | None = None) -> None:
     Needed after writes that PyTorch does not count: through `.data`, `numpy()` or a raw pointer. Everything else
     (`load_state_dict`, optimizers, `copy_` under `no_grad`, new parameters) ai3 sees by itself.
     """
+    if _load.cache_info().currsize == 0:
+        return  # nothing has been packed
     library = load()
     # A layer's weight may be a view of a parameter, at another address: nothing packed before is used again.
     library.ai3_core_raise_epoch()

@@ -249,7 +249,10 @@ void pack(const ai3_args* a, void* dst) {
 }
 
 double cost(const ai3_args* a) {
-  if (!is_depthwise(a)) return ai3::conv_cost(a, 0.85, 0, a->weight.size[1]);
+  if (!is_depthwise(a)) {
+    const bool adjacent = a->dilation_w == 1 && a->groups == 1;
+    return ai3::conv_cost(a, 0, a->weight.size[1] * (adjacent ? a->kernel_w : 1), 3);
+  }
   const ConvSizes s(a);
   const double outputs = double(s.rows) * double(s.filters),
                image = double(s.images * s.channels) * double(s.height * s.width);

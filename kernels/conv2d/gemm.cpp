@@ -71,7 +71,8 @@ struct Im2col {
 };
 
 double cost(const ai3_args* a) {
-  return ai3::conv_cost(a, 0.85, double(Im2col::row_bytes(a)), a->weight.size[1] * a->kernel_h * a->kernel_w);
+  const int64_t taps = a->groups == 1 ? a->kernel_h * a->kernel_w : 1;
+  return ai3::conv_cost(a, double(Im2col::row_bytes(a)), a->weight.size[1] * taps, 1);
 }
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,

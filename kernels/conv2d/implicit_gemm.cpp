@@ -35,7 +35,7 @@ struct Implicit : ai3::ConvPointers {
 };
 
 double cost(const ai3_args* a) {
-  return ai3::conv_cost(a, 0.85, 8.0 * double(a->kernel_h * a->kernel_w), a->weight.size[1]);
+  return ai3::conv_cost(a, 8.0 * double(a->kernel_h * a->kernel_w), a->weight.size[1], 1);
 }
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,

@@ -140,7 +140,8 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
   table->run(&plain);
   if (args.has_residual != 0 || args.activation != AI3_IDENTITY) {
     (args.dtype == AI3_FLOAT64 ? add_and_activate<double> : add_and_activate<float>)(elements, args.output.data,
-                                                                                     args.residual.data, args.activation);
+                                                                                     args.residual.data,
+                                                                                     args.activation);
   }
 }
 
@@ -149,11 +150,16 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
 ai3_dtype dtype_of(const Tensor& t) {
   using torch::headeronly::ScalarType;
   switch (t.scalar_type()) {
-    case ScalarType::Float: return AI3_FLOAT32;
-    case ScalarType::Double: return AI3_FLOAT64;
-    case ScalarType::Half: return AI3_FLOAT16;
-    case ScalarType::BFloat16: return AI3_BFLOAT16;
-    default: return AI3_OTHER;
+    case ScalarType::Float:
+      return AI3_FLOAT32;
+    case ScalarType::Double:
+      return AI3_FLOAT64;
+    case ScalarType::Half:
+      return AI3_FLOAT16;
+    case ScalarType::BFloat16:
+      return AI3_BFLOAT16;
+    default:
+      return AI3_OTHER;
   }
 }
 

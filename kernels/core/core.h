@@ -1,4 +1,5 @@
-// The core library's own parts: the table of loaded algorithms, the cache of packed weights, and one call of an algorithm.
+// The core library's own parts: the table of loaded algorithms, the cache of packed weights, and one call of an
+// algorithm.
 #pragma once
 
 #include <ai3/kernel.h>
@@ -51,8 +52,9 @@ struct BatchNorm {
 struct WeightSource {
   const Tensor& weight;
   const OptionalTensor& bias;  // contiguous
-  const BatchNorm* norm;  // null without one
-  bool is_static;  // a parameter outside of training: packed once. In training it changes every step, so nothing is kept
+  const BatchNorm* norm;       // null without one
+  bool
+      is_static;  // a parameter outside of training: packed once. In training it changes every step, so nothing is kept
 };
 
 PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& source);

@@ -8,8 +8,8 @@ namespace ai3 {
 namespace {
 
 void check_image(const char* op, const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ", input.dim(),
-                  " dimensions");
+  STD_TORCH_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ",
+                  input.dim(), " dimensions");
 }
 
 void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
@@ -88,8 +88,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   const bool folds = bn_mean.has_value() && bn_var.has_value();
   for (const OptionalTensor* t : {&bn_weight, &bn_bias, &bn_mean, &bn_var}) {
     check_like(op, "a batch norm parameter", input, *t);
-    STD_TORCH_CHECK(!*t || (folds && (*t)->numel() == weight.size(0)), op, ": batch norm needs a mean and a variance of ",
-                    weight.size(0), " elements");
+    STD_TORCH_CHECK(!*t || (folds && (*t)->numel() == weight.size(0)), op,
+                    ": batch norm needs a mean and a variance of ", weight.size(0), " elements");
   }
   ai3_args args{};
   args.kernel_h = weight.size(2);
@@ -110,8 +110,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   const int64_t out_w = conv_extent(width_of(input), args.kernel_w, stride_w, pad_left + pad_right, dilation_w);
   STD_TORCH_CHECK(out_h > 0 && out_w > 0, op, ": the kernel is larger than the padded input");
   if (residual) {
-    STD_TORCH_CHECK(residual->dim() == input.dim() && residual->numel() == (input.dim() == 4 ? input.size(0) : 1) *
-                                                                              weight.size(0) * out_h * out_w &&
+    STD_TORCH_CHECK(residual->dim() == input.dim() &&
+                        residual->numel() == (input.dim() == 4 ? input.size(0) : 1) * weight.size(0) * out_h * out_w &&
                         height_of(*residual) == out_h && width_of(*residual) == out_w,
                     op, ": the residual does not have the output's shape");
   }
@@ -136,7 +136,8 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   std::vector<int64_t> sizes(input.sizes().begin(), input.sizes().end());
   sizes.back() = weight.size(0);
   Tensor result = torch::stable::new_empty(input, sizes);
-  STD_TORCH_CHECK(!residual || residual->numel() == result.numel(), op, ": the residual does not have the output's shape");
+  STD_TORCH_CHECK(!residual || residual->numel() == result.numel(), op,
+                  ": the residual does not have the output's shape");
   int64_t rows = 1;
   for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
 
@@ -191,10 +192,10 @@ ai3_args pool_window(const char* op, const Tensor& input, int64_t kernel_h, int6
 }
 
 Tensor run_pool(const char* op, const ai3_args& args, const Tensor& input, int64_t algorithm, bool channels_last) {
-  const int64_t out_h = pool_extent(height_of(input), args.kernel_h, args.stride_h, args.pad_top, args.dilation_h,
-                                    args.ceil_mode != 0);
-  const int64_t out_w = pool_extent(width_of(input), args.kernel_w, args.stride_w, args.pad_left, args.dilation_w,
-                                    args.ceil_mode != 0);
+  const int64_t out_h =
+      pool_extent(height_of(input), args.kernel_h, args.stride_h, args.pad_top, args.dilation_h, args.ceil_mode != 0);
+  const int64_t out_w =
+      pool_extent(width_of(input), args.kernel_w, args.stride_w, args.pad_left, args.dilation_w, args.ceil_mode != 0);
   STD_TORCH_CHECK(out_h > 0 && out_w > 0, op, ": the window is larger than the padded input");
   return run_image(algorithm, args, input, channels_of(input), out_h, out_w, channels_last, nullptr, std::nullopt);
 }
@@ -231,10 +232,10 @@ Tensor adaptive_avg_pool2d(const Tensor& input, int64_t out_h, int64_t out_w, in
 Tensor relu(const Tensor& input, int64_t algorithm) {
   const LoadedKernel& kernel = find_kernel(algorithm);
   // Elementwise: memory order is irrelevant as long as the output has the input's. The fake says the same.
-  const bool dense = input.is_contiguous() ||
-                     (input.dim() == 4 && input.stride(1) == 1 && input.stride(3) == input.size(1) &&
-                      input.stride(2) == input.size(1) * input.size(3) &&
-                      input.stride(0) == input.size(1) * input.size(2) * input.size(3));
+  const bool dense =
+      input.is_contiguous() || (input.dim() == 4 && input.stride(1) == 1 && input.stride(3) == input.size(1) &&
+                                input.stride(2) == input.size(1) * input.size(3) &&
+                                input.stride(0) == input.size(1) * input.size(2) * input.size(3));
   const Tensor in = dense ? input : torch::stable::contiguous(input);
   Tensor result = torch::stable::empty_like(in);
   ai3_args args{};
@@ -255,8 +256,10 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
                   "ai3::flatten: cannot flatten dimensions ", start_dim, " to ", end_dim, " of a tensor of ", ndim);
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < ndim; ++d) {
-    if (d > first && d <= last) sizes.back() *= input.size(d);
-    else sizes.push_back(input.size(d));
+    if (d > first && d <= last)
+      sizes.back() *= input.size(d);
+    else
+      sizes.push_back(input.size(d));
   }
   Tensor result = torch::stable::new_empty(input, sizes);
   ai3_args args{};
@@ -286,7 +289,8 @@ STABLE_TORCH_LIBRARY(ai3, m) {
       "int dilation_h, int dilation_w, bool ceil_mode, int algorithm, bool channels_last=False) -> Tensor");
   m.def(
       "avg_pool2d(Tensor input, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
-      "bool ceil_mode, bool count_include_pad, int divisor_override, int algorithm, bool channels_last=False) -> Tensor");
+      "bool ceil_mode, bool count_include_pad, int divisor_override, int algorithm, bool channels_last=False) -> "
+      "Tensor");
   m.def("adaptive_avg_pool2d(Tensor input, int out_h, int out_w, int algorithm, bool channels_last=False) -> Tensor");
   m.def("relu(Tensor input, int algorithm) -> Tensor");
   m.def("flatten(Tensor input, int start_dim, int end_dim, int algorithm) -> Tensor");

@@ -1,6 +1,7 @@
-// The cache of packed weights and of plans. A stale pack is a wrong answer, so an entry is used only while its weight is
-// the same storage, unchanged by its version counter, with no optimizer step in between (fused ones raise no version).
-// What else was folded in is compared by value: batch norm updates its statistics without raising their versions.
+// The cache of packed weights and of plans. A stale pack is a wrong answer, so an entry is used only while its weight
+// is the same storage, unchanged by its version counter, with no optimizer step in between (fused ones raise no
+// version). What else was folded in is compared by value: batch norm updates its statistics without raising their
+// versions.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -101,11 +102,14 @@ bool visit_folded(const WeightSource& source, Visit visit) {
 
 bool same_folded(const WeightSource& source, const std::vector<char>& folded) {
   size_t at = 0;
-  return visit_folded(source, [&](const char* bytes, size_t count) {
-    if (folded.size() - at < count || std::memcmp(folded.data() + at, bytes, count) != 0) return false;
-    at += count;
-    return true;
-  }) && at == folded.size();
+  return visit_folded(source,
+                      [&](const char* bytes, size_t count) {
+                        if (folded.size() - at < count || std::memcmp(folded.data() + at, bytes, count) != 0)
+                          return false;
+                        at += count;
+                        return true;
+                      }) &&
+         at == folded.size();
 }
 
 std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& args, const WeightSource& source) {
@@ -237,10 +241,30 @@ std::unordered_map<PlanKey, std::shared_ptr<void>, PlanHash>& plans() {
 std::shared_ptr<void> prepare_plan(const LoadedKernel& kernel, int64_t id, const ai3_args& a) {
   if (kernel.table->plan_bytes == nullptr) return nullptr;
   // Every field a plan may depend on; the batch size is not one.
-  const PlanKey key{{id, a.dtype, a.input.size[1], a.input.size[2], a.input.size[3], a.output.size[1], a.output.size[2],
-                     a.output.size[3], a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.dilation_h, a.dilation_w,
-                     a.pad_top, a.pad_bottom, a.pad_left, a.pad_right, a.groups, a.ceil_mode, a.count_include_pad,
-                     a.divisor_override, a.input.stride[1], a.input.stride[3]}};
+  const PlanKey key{{id,
+                     a.dtype,
+                     a.input.size[1],
+                     a.input.size[2],
+                     a.input.size[3],
+                     a.output.size[1],
+                     a.output.size[2],
+                     a.output.size[3],
+                     a.kernel_h,
+                     a.kernel_w,
+                     a.stride_h,
+                     a.stride_w,
+                     a.dilation_h,
+                     a.dilation_w,
+                     a.pad_top,
+                     a.pad_bottom,
+                     a.pad_left,
+                     a.pad_right,
+                     a.groups,
+                     a.ceil_mode,
+                     a.count_include_pad,
+                     a.divisor_override,
+                     a.input.stride[1],
+                     a.input.stride[3]}};
   std::lock_guard lock(plan_mutex);
   auto found = plans().find(key);
   if (found != plans().end()) return found->second;

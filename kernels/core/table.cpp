@@ -29,7 +29,8 @@ const LoadedKernel& find_kernel(int64_t id) {
     StableIValue stack[1] = {torch::stable::detail::from(id)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("ai3::_load_algorithm", "", stack, TORCH_ABI_VERSION));
     kernel = lookup(id);
-    STD_TORCH_CHECK(kernel != nullptr, "ai3: no algorithm has the id ", id, "; was this graph compiled by another ai3?");
+    STD_TORCH_CHECK(kernel != nullptr, "ai3: no algorithm has the id ", id,
+                    "; was this graph compiled by another ai3?");
   }
   return *kernel;
 }

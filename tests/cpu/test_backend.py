@@ -101,6 +101,34 @@ def test_no_import_of_ai3_is_needed():
     assert "torch.Size([1, 4, 6, 6])" in done.stdout and "@cpp" in done.stdout, done.stderr
 
 
+NO_COMPILER = """
+import torch
+conv, x = torch.nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)
+with torch.no_grad():
+    for _ in range(2):
+        torch._dynamo.reset()
+        f = torch.compile(conv, backend="ai3", options={"rest": "eager"})
+        print(torch.equal(f(x), conv(x)))
+    import ai3
+    print(ai3.last_report())
+    torch._dynamo.reset()
+    torch.compile(conv, backend="ai3", options={"rest": "eager", "strict": True})(x)
+"""
+
+
+def test_without_a_compiler_operations_stay_with_torch_which_is_said_once_and_strict_refuses(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    environment = {**os.environ, "CXX": "no-such-compiler", "AI3_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, env=environment)
+    assert done.stdout.count("True") == 2 and "winograd@cpp: there is no C++ compiler" in done.stdout, done.stderr
+    assert done.stderr.count("platform cpp cannot run here") == 1
+    assert "StrictError" in done.stderr and "'no-such-compiler' is not a program on PATH" in done.stderr
+    assert not list(tmp_path.iterdir()), "and nothing is built"
+
+
 @pytest.mark.parametrize("rest", RESTS)
 def test_without_fusing_every_operation_stays_its_own(rest):
     model, x = block(), image()

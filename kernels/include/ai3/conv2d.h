@@ -44,19 +44,19 @@ inline bool conv_is_pointwise(const ai3_args* a) {
          a->pad_bottom == 0 && a->pad_left == 0 && a->pad_right == 0;
 }
 
-// Nanoseconds: `efficiency` is the share of the peak that the inner loop reaches on full panels, `row_bytes` what is
-// written to lower one row, `segment` the steps between two looks at the table of addresses.
-inline double conv_cost(const ai3_args* a, double efficiency, double row_bytes, int64_t segment) {
+// Nanoseconds. `row_bytes`: written to lower one row; `segment`: the steps between two looks at the table of addresses,
+// each of which costs as much as `overhead` steps.
+inline double conv_cost(const ai3_args* a, double row_bytes, int64_t segment, double overhead) {
   const ConvSizes s(a);
-  const int64_t lanes = kVectorBytes / std::max<int64_t>(1, s.bytes);
-  const double padded = double((s.group_filters + lanes - 1) / lanes * lanes) * double(s.groups);
+  const int64_t lanes = kVectorBytes / s.bytes;
+  const double padded = double(ceil_div(s.group_filters, lanes) * lanes) * double(s.groups);
   // A register block of one vector or few steps waits for its loads and its latency.
   const double vectors = std::min<double>(kPanelVectors, double(s.group_filters) / double(lanes));
-  const double loop = double(segment) / (double(segment) + 3) * std::min(1.0, 0.4 + 0.2 * vectors);
-  const double compute = 2 * double(s.rows) * padded * double(s.depth) * double(s.bytes) / 4 / 100;
+  const double wait = (1 + overhead / double(std::max<int64_t>(1, segment))) / std::min(1.0, 0.4 + 0.2 * vectors);
+  const double compute = 2 * double(s.rows) * padded * double(s.depth) * double(s.bytes) / 4 / 85;
   const double image = double(s.images) * double(s.channels) * double(s.height) * double(s.width);
   const double moved = image + double(s.rows) * double(s.filters) + double(s.filters) * double(s.depth);
-  return compute / (efficiency * loop) + (moved * double(s.bytes) + 2 * double(s.rows) * row_bytes) / 20;
+  return compute * wait + (moved * double(s.bytes) + 2 * double(s.rows) * row_bytes) / 20;
 }
 
 // The weight [K][C/groups][R][S] as one packed matrix a group, its rows in the order r, s, c.

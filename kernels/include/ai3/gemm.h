@@ -140,18 +140,23 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
 }
 
 template <int N, typename T, typename Rows>
-void gemm_panel(const Rows& rows, int64_t count, int64_t segments, int64_t depth, const T* b, Target<T> to) {
-  int64_t m = 0;
-  const auto advance = [&](int64_t done) {
-    m += done;
-    to.out += done * to.stride;
-    if (to.residual) to.residual += done * to.stride;
-  };
-  for (; m + kBlockRows <= count; advance(kBlockRows)) {
-    gemm_block<kBlockRows, N, T>(rows, m, segments, depth, b, to);
+void gemm_panel(const Rows& rows, int64_t count, int64_t segments, int64_t depth, const T* b, const Target<T>& to) {
+  for (int64_t m = 0; m < count;) {
+    const int64_t left = count - m;
+    Target<T> at = to;
+    at.out += m * to.stride;
+    if (to.residual) at.residual += m * to.stride;
+    if (left >= kBlockRows) {
+      gemm_block<kBlockRows, N, T>(rows, m, segments, depth, b, at);
+      m += kBlockRows;
+    } else if (left >= 2) {
+      gemm_block<2, N, T>(rows, m, segments, depth, b, at);
+      m += 2;
+    } else {
+      gemm_block<1, N, T>(rows, m, segments, depth, b, at);
+      m += 1;
+    }
   }
-  for (; m + 2 <= count; advance(2)) gemm_block<2, N, T>(rows, m, segments, depth, b, to);
-  if (m < count) gemm_block<1, N, T>(rows, m, segments, depth, b, to);
 }
 
 // Calls f(integral constant of 1..kPanelVectors) for a panel's number of vectors.

@@ -32,7 +32,8 @@ typedef struct ai3_tensor {
   int64_t stride[AI3_MAX_DIMS];
 } ai3_tensor;
 
-// Runs body(arg, begin, end) over a partition of [0, count) on PyTorch's thread pool; ranges are disjoint and cover all.
+// Runs body(arg, begin, end) over a partition of [0, count) on PyTorch's thread pool; ranges are disjoint and cover
+// all.
 typedef void (*ai3_range_fn)(void* arg, int64_t begin, int64_t end);
 typedef struct ai3_runtime {
   int32_t num_threads;
@@ -40,17 +41,16 @@ typedef struct ai3_runtime {
 } ai3_runtime;
 
 // The arguments of one call. An operation reads the fields it names below; the others are zero.
-//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups
-//   linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all contiguous
-//   maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode
-//   avgpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override
-//   adaptiveavgpool2d  input [N,C,H,W], output [N,C,P,Q]
-//   relu               input and output [numel], contiguous
-//   flatten            input of any dimension and any strides, output [numel], contiguous
+//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output;
+//   window, groups linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all
+//   contiguous maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode avgpool2d          input
+//   [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override adaptiveavgpool2d  input
+//   [N,C,H,W], output [N,C,P,Q] relu               input and output [numel], contiguous flatten            input of any
+//   dimension and any strides, output [numel], contiguous
 typedef struct ai3_args {
   ai3_dtype dtype;  // of input, weight, bias, residual and output alike
   ai3_tensor input, weight, output, residual;
-  const void* bias;      // null without one
+  const void* bias;                // null without one
   int32_t has_bias, has_residual;  // set even while the pointers are null
   ai3_activation activation;       // applied last: output = activation(op(input) + bias + residual)
   // The window. Output row p reads input rows p*stride_h - pad_top + r*dilation_h for r in [0, kernel_h).
@@ -68,7 +68,7 @@ typedef struct ai3_args {
 
 // One algorithm on one platform. Optional functions may be null.
 typedef struct ai3_kernel {
-  uint32_t abi_version;  // AI3_ABI_VERSION
+  uint32_t abi_version;   // AI3_ABI_VERSION
   const char* operation;  // "conv2d"
   const char* algorithm;  // "implicit gemm"
   uint32_t version;       // raised when results or packed layouts change
@@ -80,8 +80,8 @@ typedef struct ai3_kernel {
   double (*cost)(const ai3_args* args);
   // Optional: scratch for one call.
   size_t (*workspace_bytes)(const ai3_args* args);
-  // Optional: weights transformed once a weight. pack() reads args->weight (contiguous) and writes packed_bytes() at dst.
-  // pack_variant() tells packed layouts of one weight apart (null: there is one).
+  // Optional: weights transformed once a weight. pack() reads args->weight (contiguous) and writes packed_bytes() at
+  // dst. pack_variant() tells packed layouts of one weight apart (null: there is one).
   size_t (*packed_bytes)(const ai3_args* args);
   void (*pack)(const ai3_args* args, void* dst);
   int64_t (*pack_variant)(const ai3_args* args);
