@@ -78,7 +78,7 @@ def build(
 def build_many(requests: Sequence[Request]) -> list[Path]:
     """`build` for several libraries, as many at a time as there are cores (or MAX_JOBS says).
 
-    Raises a BuildError for the first that fails, after the others have ended.
+    Raises a BuildError for the first that fails, when those that had begun have ended.
     """
     if not requests:
         return []

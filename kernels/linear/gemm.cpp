@@ -41,8 +41,7 @@ template <typename T>
 void pack_as(const ai3_args* a, void* dst) {
   const Sizes s(a);
   const T* weight = static_cast<const T*>(a->weight.data);
-  ai3::Panels<T>(s.columns).pack(s.depth, static_cast<T*>(dst),
-                                 [&](int64_t k, int64_t column) { return weight[column * s.depth + k]; });
+  ai3::Panels<T>(s.columns).pack(s.depth, s.depth, static_cast<T*>(dst), [&](int64_t k) { return weight + k; });
 }
 
 void pack(const ai3_args* a, void* dst) {

@@ -133,11 +133,11 @@ def test_source_change_is_another_library(empty_cache: Path, tmp_path: Path) -> 
 
 
 def test_compiler_error(empty_cache: Path, tmp_path: Path) -> None:
-    """The error shows the command and the compiler's words with file and line; the other libraries are built."""
+    """The error shows the command and the compiler's words with file and line; other libraries are built."""
     bad = source(tmp_path / "bad", "int fine;\nint answer() { return undeclared; }\n")
     good = answering(tmp_path / "good", 3)
     with pytest.raises(errors.BuildError) as caught:
-        builder.build_many([request(bad), request(good)])
+        builder.build_many([request(good), request(bad)])
     message = str(caught.value)
     assert f"{bad}:2:" in message and "undeclared" in message
     command = message.partition("The command was:\n")[2]

@@ -73,9 +73,8 @@ void conv_pack_as(const ai3_args* a, T* dst) {
   const Panels<T> panels(s.group_filters);
   for (int64_t g = 0; g < s.groups; ++g, dst += panels.elements(s.depth)) {
     const T* weight = static_cast<const T*>(a->weight.data) + g * s.group_filters * s.depth;
-    panels.pack(s.depth, dst, [&](int64_t k, int64_t filter) {
-      return weight[filter * s.depth + k % s.group_channels * s.taps + k / s.group_channels];
-    });
+    panels.pack(s.depth, s.depth, dst,
+                [&](int64_t k) { return weight + k % s.group_channels * s.taps + k / s.group_channels; });
   }
 }
 

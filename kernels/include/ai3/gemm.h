@@ -22,8 +22,7 @@ constexpr int kPanelVectors = 2;
 constexpr int64_t kSumSteps = 256;
 
 // B is packed in panels of up to kPanelVectors vectors of columns: panel p, at depth * first(p), holds
-// [depth][width(p)] with zeros after the last column. Widths are balanced, so that 80 columns are 48 + 32 and not 64
-// + 16.
+// [depth][width(p)] with zeros after the last column. Widths are balanced: 80 columns are 48 + 32, not 64 + 16.
 template <typename T>
 struct Panels {
   int64_t columns, count, vectors;
@@ -38,12 +37,15 @@ struct Panels {
   int width(int64_t p) const { return int(vectors / count + (p < vectors % count)) * kLanes<T>; }
   int64_t used(int64_t p) const { return std::min<int64_t>(columns - first(p), width(p)); }
 
-  // Packs B given as element(k, column).
-  template <typename Element>
-  void pack(int64_t depth, T* dst, const Element& element) const {
+  // Packs B, whose element (k, column) lies at row(k)[column * column_stride].
+  template <typename Row>
+  void pack(int64_t depth, int64_t column_stride, T* dst, const Row& row) const {
     for (int64_t p = 0; p < count; ++p) {
+      const int64_t start = first(p), end = start + width(p), filled = start + used(p);
       for (int64_t k = 0; k < depth; ++k) {
-        for (int64_t n = first(p); n < first(p) + width(p); ++n) *dst++ = n < columns ? element(k, n) : T(0);
+        const T* from = row(k);
+        for (int64_t n = start; n < filled; ++n) *dst++ = from[n * column_stride];
+        for (int64_t n = filled; n < end; ++n) *dst++ = T(0);
       }
     }
   }
