@@ -119,16 +119,29 @@ class _Ai3Pass(CustomGraphPass):
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
 
+class _Decompositions(dict[Any, Any]):
+    """Inductor's rules but that for batch norm, which the passes want to see whole.
+
+    Pickles as the name of what makes it: the table is part of Inductor's cache key, and its functions do not pickle.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], _Decompositions], tuple[()]]:
+        return _decompositions, ()
+
+
+def _decompositions() -> _Decompositions:
+    return _Decompositions((op, rule) for op, rule in select_decomp_table().items() if op is not BATCH_NORM)
+
+
 def _with_inductor(
     gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None
 ) -> Callable[..., Any]:
     report = GraphReport(_title(gm))
     ai3_pass = _Ai3Pass(policy, report)
     patches = {**(list_mode_options(mode) if mode else {}), "post_grad_custom_pre_pass": ai3_pass}
-    decompositions = {op: rule for op, rule in select_decomp_table().items() if op is not BATCH_NORM}
 
     def compile_now() -> Callable[..., Any]:
-        compiled = compile_fx(gm, example_inputs, config_patches=patches, decompositions=decompositions)
+        compiled = compile_fx(gm, example_inputs, config_patches=patches, decompositions=_decompositions())
         assert callable(compiled)
         return compiled
 

@@ -20,6 +20,7 @@ from .backends import Platform
 from .ops import OPERATIONS
 from .selection import OpSpec, System
 
+PACKAGE = Path(__file__).parent
 KERNELS = Path(kernels.__path__[0])
 
 
@@ -116,13 +117,12 @@ core.on_load_algorithm(load_by_id)
 
 @functools.cache
 def digest() -> str:
-    """Changes when any native source changes: part of what a compiled graph is cached under."""
+    """Changes with every kernel and every rule of who is chosen: part of what a compiled graph is cached under."""
     hasher = hashlib.sha256()
-    for path in sorted(
-        p for p in KERNELS.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts
-    ):
-        hasher.update(path.relative_to(KERNELS).as_posix().encode())
-        hasher.update(path.read_bytes())
+    for folder in (KERNELS, *(PACKAGE / name for name in ("ops", "passes", "selection"))):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+            hasher.update(path.relative_to(folder.parent).as_posix().encode())
+            hasher.update(path.read_bytes())
     return hasher.hexdigest()
 
 

@@ -65,7 +65,7 @@ def _decompose(norm: Node) -> None:
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
     arguments = dict(zip(inputs, norm.args))
     with norm.graph.inserting_before(norm):
-        outputs = norm.graph.graph_copy(traced.graph, arguments)  # type: ignore[arg-type]
+        outputs = norm.graph.graph_copy(traced.graph, arguments)
     assert isinstance(outputs, (tuple, list))
     for user in list(norm.users):
         user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]

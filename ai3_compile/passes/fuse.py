@@ -1,4 +1,4 @@
-"""fuse: a residual addition and a relu after a convolution or a linear become its epilogue."""
+"""fuse: zeros around an image become its convolution's padding; an addition and a relu behind, its epilogue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .context import Context, is_ai3, only_user, replace
+from .context import Context, is_ai3, only_user, replace, set_value
 
 aten = torch.ops.aten
 RELU = 1  # ai3_activation of kernel.h
@@ -37,6 +37,8 @@ def _relu(node: Node, user: Node) -> dict[str, Any] | None:
 # What may follow an operation, by name in the report; each rule answers with the keyword arguments that stand for it.
 EPILOGUES: dict[str, Callable[[Node, Node], dict[str, Any] | None]] = {"add": _residual, "relu": _relu}
 PRODUCERS = ("ai3::conv2d", "ai3::linear")
+# Where the paddings are among the arguments of ai3::conv2d.
+PADDING = range(5, 9)
 
 
 def run(graph: Graph, context: Context) -> None:
@@ -44,8 +46,30 @@ def run(graph: Graph, context: Context) -> None:
         return
     for node in list(graph.nodes):
         producer: Node | None = node if is_ai3(node, *PRODUCERS) else None
+        if is_ai3(node, "ai3::conv2d"):
+            _absorb_padding(node, context)
         while producer is not None:
             producer = _absorb(producer, context)
+
+
+def _absorb_padding(conv: Node, context: Context) -> None:
+    """An even kernel with `padding="same"` comes as a padded copy of the image: ATen pads both sides alike."""
+    pad = conv.args[0]
+    while isinstance(pad, Node) and pad.target is aten.constant_pad_nd.default and only_user(pad) is conv:
+        image, amounts, *value = pad.args
+        if not isinstance(amounts, (list, tuple)) or len(amounts) != 4 or any(value):
+            return
+        if not all(isinstance(amount, int) and amount >= 0 for amount in amounts):
+            return
+        left, right, top, bottom = amounts
+        args: list[Any] = [image, *conv.args[1:]]
+        for position, amount in zip(PADDING, (top, bottom, left, right)):
+            args[position] += amount
+        conv.args = tuple(args)
+        set_value(conv)
+        context.report.fused(conv, pad, "pad")
+        pad.graph.erase_node(pad)
+        pad = image
 
 
 def _absorb(producer: Node, context: Context) -> Node | None:

@@ -374,9 +374,9 @@ def test_a_warm_inductor_cache_still_has_its_report(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, x = block(), image()
     texts = []
+    torch._dynamo.utils.counters.clear()
     for lose in (False, False, True):
         torch._dynamo.reset()
-        torch._inductor.codecache.FxGraphCache  # noqa: B018  the cache that a new process would find
         if lose:
             for path in store.folder().glob("*.json"):
                 path.unlink()
@@ -384,12 +384,28 @@ def test_a_warm_inductor_cache_still_has_its_report(tmp_path, monkeypatch):
             close(compiled(model)(x), model(x))
         texts.append(str(ai3_compile.last_report()))
     assert texts[0] == texts[1] == texts[2] and "conv1" in texts[0]
+    assert torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"] == 2
 
 
 def test_each_decision_is_logged(caplog):
     with caplog.at_level(logging.DEBUG, logger="ai3_compile"), torch.no_grad():
         compiled(block(), rest="eager")(image())
     assert any("conv2d conv1 2x3x16x16" in message and "not " in message for message in caplog.messages)
+
+
+def test_torch_logs_shows_each_decision():
+    import os
+    import subprocess
+    import sys
+
+    program = (
+        "import torch\n"
+        "f = torch.compile(torch.nn.Conv2d(3, 4, 3), backend='ai3', options={'rest': 'eager'})\n"
+        "with torch.no_grad(): f(torch.randn(1, 3, 8, 8))"
+    )
+    environment = {**os.environ, "TORCH_LOGS": "+ai3_compile"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "conv2d  1x3x8x8" in done.stderr and "torch: comes after" in done.stderr, done.stderr
 
 
 def test_mode_goes_to_inductor_and_is_refused_without_it():

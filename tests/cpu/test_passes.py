@@ -82,6 +82,31 @@ def test_fuse_takes_the_addition_and_the_relus():
     assert count(seen["fuse"], "aten.relu") == 0 and count(seen["fuse"], "aten.add") == 0
 
 
+def test_fuse_takes_the_padding_of_an_even_kernel():
+    class Even(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, (4, 2), padding="same")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(torch.nn.functional.pad(x, (1, 0, 0, 2)))
+
+    seen = capture(Even().eval(), image(), passes.PASSES[:3])
+    assert count(seen["fold"], "constant_pad_nd") > 0 and count(seen["fuse"], "constant_pad_nd") == 0
+
+
+def test_padding_with_another_value_stays():
+    class Padded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(torch.nn.functional.pad(x, (1, 1, 1, 1), value=2.0))
+
+    assert count(capture(Padded().eval(), image())["fuse"], "constant_pad_nd") == 1
+
+
 def test_layout_converts_once_on_the_way_in_and_not_between():
     """The image is converted once for both convolutions that read it, and at most once back for the view."""
     seen = capture(block(), image())
