@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ai3_compile import zoo
 from ai3_compile.backends import abi, builder, cpp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,7 @@ def blocks(language: str) -> list:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python(code):
     torch._dynamo.reset()
+    zoo.torchvision_models()  # the pages import torchvision, which here may need help beside a CPU build of torch
     exec(compile(code, "documentation", "exec"), {"__name__": "documentation"})
 
 
