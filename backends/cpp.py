@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Of the nominal core of ai3_kernel::cost.
+BYTES_PER_NANOSECOND = 20
 _DTYPES = {
     torch.float32: abi.FLOAT32,
     torch.float64: abi.FLOAT64,
@@ -78,7 +81,14 @@ class CppPlatform:
 
     def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
         table = self.table(algorithm)
-        return table.cost(args_of(spec, table.flags)) if table.cost else None
+        if not table.cost:
+            return None
+        cost = table.cost(args_of(spec, table.flags))
+        if table.flags & (abi.NCHW | abi.NHWC) == abi.NCHW:
+            # Images are channels_last between ai3's operations: this one has its input and output converted.
+            elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
+            cost += elements * spec.dtype.itemsize * 2 / BYTES_PER_NANOSECOND
+        return cost
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.NHWC)

@@ -221,7 +221,7 @@ double cost(const ai3_args* a) {
   const double bytes = a->dtype == AI3_FLOAT64 ? 8 : 4, rate = (s.block == 1 ? 25 : 60) * 4 / bytes;
   const double copies = double(a->input.size[0]) * double(a->input.size[1]) * double(a->kernel_w) * double(s.bands);
   return flops / rate * double(s.blocks * s.block) / double(std::max<int64_t>(1, s.filters)) +
-         copies * double(s.plane) * bytes / 10;
+         copies * double(s.plane) * bytes / 10 + double(out[1]) * taps * bytes / 20;
 }
 
 size_t workspace_bytes(const ai3_args* a) {

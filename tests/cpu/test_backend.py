@@ -17,7 +17,7 @@ RESTS = ("inductor", "eager")
 
 @pytest.fixture(autouse=True)
 def fresh():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.manual_seed(0)
 
 
@@ -345,6 +345,33 @@ def test_layout_changes_nothing_a_user_can_see(rest):
     with torch.no_grad():
         for found, expected in zip(compiled(model, rest=rest)(x), model(x)):
             close(found, expected)
+
+
+def test_threads_may_share_a_compiled_model():
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = block()
+    f = compiled(model, rest="eager")
+    images = [image() for _ in range(8)]
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():  # a mode of each thread
+            return f(x)
+
+    call(images[0])
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        for found, x in zip(pool.map(call, images), images):
+            close(found, model(x))
+
+
+def test_height_and_width_may_be_dynamic():
+    model = block()
+    f = torch.compile(model, backend="ai3", options={"rest": "eager"}, dynamic=True)
+    with torch.no_grad():
+        for height, width in ((16, 21), (20, 33), (9, 48)):
+            x = torch.randn(2, 3, height, width)
+            close(f(x), model(x))
+    assert len(ai3_compile.reports()) == 1
 
 
 def test_a_functional_weight_that_is_an_input_is_not_kept():

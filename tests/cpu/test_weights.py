@@ -145,6 +145,15 @@ def test_weights_are_packed_once(model):
     assert core.load().ai3_core_packs_made() == made
 
 
+def test_new_parameters_replace_the_packs_of_the_old(model):
+    ai3_compile.invalidate()
+    compiled = torch.compile(model, backend="ai3", options=OPTIONS)
+    for _ in range(20):
+        model.conv.weight = nn.Parameter(torch.randn_like(model.conv.weight))
+        agree(compiled, model)
+    assert core.load().ai3_core_packs_held() <= 3, "one for each of the three layers"
+
+
 def test_packs_die_with_their_model():
     library = core.load()
     ai3_compile.invalidate()
