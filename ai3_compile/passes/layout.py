@@ -7,17 +7,20 @@ operation, and at the outputs, the layout that the graph had without ai3 is rest
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from .. import registry
+from ..ops.base import hint
 from .context import Context, algorithm_of, eager_value, is_ai3, set_value
 
 aten = torch.ops.aten
 IMAGE_OPERATIONS = ("ai3::conv2d", "ai3::max_pool2d", "ai3::avg_pool2d", "ai3::adaptive_avg_pool2d")
-# Besides what PyTorch tags as pointwise, and Inductor's own operations, whose strides it plans itself.
+# Besides what PyTorch tags as pointwise, and Inductor's own operations, whose strides it plans itself. None is a view,
+# so that what a user gets back is dense wherever it was.
 AGNOSTIC = {
     operator.getitem,
     aten.cat.default,
@@ -28,7 +31,6 @@ AGNOSTIC = {
     aten.max_pool2d_with_indices.default,
     aten._native_batch_norm_legit_no_training.default,
     aten.constant_pad_nd.default,
-    aten.slice.Tensor,
 }
 
 
@@ -101,19 +103,19 @@ def _changed(node: Node, before: dict[Node, Any]) -> bool:
     return node not in before or _strides(node.meta.get("val")) != _strides(before[node])
 
 
-def _restored(node: Node, value: torch.Tensor, user: Node, copy_of: Any) -> Node:
-    """`node` with the strides that `value` had."""
+def _restored(node: Node, value: torch.Tensor, user: Node, copy_of: Callable[..., Node]) -> Node:
+    """`node` with the strides of `value`, which is dense: its dimensions lie in memory by falling stride."""
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous():
         return copy_of(node, torch.channels_last, user)
     if value.is_contiguous():
         return copy_of(node, torch.contiguous_format, user)
-    with user.graph.inserting_before(user):
-        empty = user.graph.call_function(
-            aten.empty_strided.default,
-            (list(value.shape), list(value.stride())),
-            {"dtype": value.dtype, "device": value.device},
-        )
-        empty.meta["val"] = value
-        copied = user.graph.call_function(aten.copy.default, (empty, node))
-    set_value(copied)
-    return copied
+    strides = value.stride()
+    order = sorted(range(value.dim()), key=lambda dim: -hint(strides[dim]))
+    back = sorted(range(value.dim()), key=order.__getitem__)
+    for permutation in (order, back):
+        with user.graph.inserting_before(user):
+            node = user.graph.call_function(aten.permute.default, (node, permutation))
+        set_value(node)
+        if permutation is order:
+            node = copy_of(node, torch.contiguous_format, user)
+    return node

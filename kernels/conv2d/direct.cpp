@@ -2,25 +2,14 @@
 // Source: Zhang, Franchetti and Low, "High Performance Zero-Memory Overhead Direct Convolutions", ICML 2018, arXiv
 // 1809.10170, with channels innermost. Depthwise convolutions take a second path, which runs along the channels.
 #include "ai3/conv2d.h"
+#include "ai3/depthwise.h"
 
 namespace {
 
 using ai3::ConvSizes;
 using ai3::kLanes;
+using ai3::Taps;
 using ai3::Vec;
-
-bool is_depthwise(const ai3_args* a) {
-  return a->groups > 1 && a->groups == a->input.size[1] && a->groups == a->output.size[1];
-}
-
-// The taps first, ..., last - 1 of a window that read inside [0, size), where tap t reads start + t * dilation.
-struct Taps {
-  int64_t first, last;
-  Taps(int64_t start, int64_t kernel, int64_t dilation, int64_t size) {
-    first = start >= 0 ? 0 : std::min(kernel, ai3::ceil_div(-start, dilation));
-    last = start >= size ? first : std::max(first, std::min(kernel, ai3::ceil_div(size - start, dilation)));
-  }
-};
 
 // total[M][N] += the products of M pixels, `stride` apart, with `steps` rows of a panel.
 template <int M, int N, typename T>
@@ -125,92 +114,9 @@ void run_slot(const ai3_args* a, const ai3::WorkSplit& shares, int64_t slot) {
   }
 }
 
-// M pixels and N vectors (or scalars) V of channels, all of whose taps rows x columns lie inside the image.
-template <int M, int N, typename V, typename T>
-void depthwise_block(const ai3_args* a, const T* window, const T* weight, Taps rows, Taps columns, int64_t channel,
-                     int64_t at) {
-  constexpr int lanes = sizeof(V) / sizeof(T);
-  const int64_t channels = a->input.size[1], row_stride = a->dilation_h * a->input.size[3] * channels;
-  V sum[M][N];
-  const T* bias = static_cast<const T*>(a->bias);
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) {
-    const V start = bias ? ai3::load<V>(bias + channel + n * lanes) : V{};
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) sum[m][n] = start;
-  }
-  for (int64_t r = rows.first; r < rows.last; ++r) {
-    for (int64_t x = columns.first; x < columns.last; ++x) {
-      const T* pixel = window + r * row_stride + x * a->dilation_w * channels;
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        const V w = ai3::load<V>(weight + (r * a->kernel_w + x) * channels + n * lanes);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) sum[m][n] += w * ai3::load<V>(pixel + m * a->stride_w * channels + n * lanes);
-      }
-    }
-  }
-  T* out = static_cast<T*>(a->output.data) + at;
-  const T* residual = static_cast<const T*>(a->residual.data);
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      const int64_t offset = m * channels + n * lanes;
-      const V value = residual ? sum[m][n] + ai3::load<V>(residual + at + offset) : sum[m][n];
-      ai3::store(out + offset, a->activation == AI3_RELU ? ai3::relu(value) : value);
-    }
-  }
-}
-
-constexpr int64_t kChannels = 128;
-
-// Items are output rows, within blocks of channels.
-template <typename T>
-void depthwise_range(void* arg, int64_t begin, int64_t end) {
-  const auto* a = static_cast<const ai3_args*>(arg);
-  const ConvSizes s(a);
-  constexpr int lanes = kLanes<T>, kPixels = 4;
-  const int64_t blocks = ai3::ceil_div(s.channels, kChannels);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t p = item % s.out_height, block = item / s.out_height % blocks, image = item / s.out_height / blocks;
-    const int64_t top = p * a->stride_h - a->pad_top, channel_end = std::min(s.channels, (block + 1) * kChannels);
-    const Taps rows(top, a->kernel_h, a->dilation_h, s.height);
-    const T* line = static_cast<const T*>(a->input.data) + (image * s.height + top) * s.width * s.channels;
-    for (int64_t q = 0; q < s.out_width;) {
-      const int64_t left = q * a->stride_w - a->pad_left;
-      const Taps columns(left, a->kernel_w, a->dilation_w, s.width);
-      const bool wide = q + kPixels <= s.out_width && left >= 0 &&
-                        left + (kPixels - 1) * a->stride_w + (a->kernel_w - 1) * a->dilation_w < s.width;
-      const int64_t at = ((image * s.out_height + p) * s.out_width + q) * s.channels;
-      int64_t c = block * kChannels;
-      const auto blocks_of = [&](auto vectors, auto lane) {
-        using V = decltype(lane);
-        constexpr int N = decltype(vectors)::value;
-        for (constexpr int step = N * sizeof(V) / sizeof(T); c + step <= channel_end; c += step) {
-          const T *window = line + left * s.channels + c, *weight = static_cast<const T*>(a->packed) + c;
-          if (wide)
-            depthwise_block<kPixels, N, V, T>(a, window, weight, rows, columns, c, at + c);
-          else
-            depthwise_block<1, N, V, T>(a, window, weight, rows, columns, c, at + c);
-        }
-      };
-      blocks_of(std::integral_constant<int, 2>(), Vec<T>());
-      blocks_of(std::integral_constant<int, 1>(), Vec<T>());
-      blocks_of(std::integral_constant<int, 1>(), T());
-      q += wide ? kPixels : 1;
-    }
-  }
-  static_assert(kChannels % lanes == 0, "blocks hold whole vectors");
-}
-
 template <typename T>
 void run_as(const ai3_args* a) {
-  if (is_depthwise(a)) {
-    const int64_t blocks = ai3::ceil_div(a->input.size[1], kChannels);
-    return a->runtime->parallel_for(a->output.size[0] * a->output.size[2] * blocks, depthwise_range<T>,
-                                    const_cast<ai3_args*>(a));
-  }
+  if (ai3::is_depthwise(a)) return ai3::depthwise_run<T>(a);
   struct Task {
     const ai3_args* args;
     ai3::WorkSplit shares;
@@ -231,32 +137,15 @@ void run(const ai3_args* a) {
 }
 
 size_t packed_bytes(const ai3_args* a) {
-  const ConvSizes s(a);
-  return is_depthwise(a) ? size_t(s.taps * s.channels * s.bytes) : ai3::conv_packed_bytes(a);
+  return (ai3::is_depthwise(a) ? ai3::depthwise_packed_bytes : ai3::conv_packed_bytes)(a);
 }
 
-void pack(const ai3_args* a, void* dst) {
-  if (!is_depthwise(a)) return ai3::conv_pack(a, dst);
-  assert(a->weight.data && dst);
-  const ConvSizes s(a);
-  // [channel][tap] to [tap][channel]
-  for (int64_t tap = 0; tap < s.taps; ++tap) {
-    for (int64_t c = 0; c < s.channels; ++c) {
-      memcpy(static_cast<char*>(dst) + (tap * s.channels + c) * s.bytes,
-             static_cast<const char*>(a->weight.data) + (c * s.taps + tap) * s.bytes, size_t(s.bytes));
-    }
-  }
-}
+void pack(const ai3_args* a, void* dst) { (ai3::is_depthwise(a) ? ai3::depthwise_pack : ai3::conv_pack)(a, dst); }
 
 double cost(const ai3_args* a) {
-  if (!is_depthwise(a)) {
-    const bool adjacent = a->dilation_w == 1 && a->groups == 1;
-    return ai3::conv_cost(a, 0, a->weight.size[1] * (adjacent ? a->kernel_w : 1), 3);
-  }
-  const ConvSizes s(a);
-  const double outputs = double(s.rows) * double(s.filters),
-               image = double(s.images * s.channels) * double(s.height * s.width);
-  return (2 * outputs * double(s.taps) / 50 + (image + outputs) / 5) * double(s.bytes) / 4;
+  if (ai3::is_depthwise(a)) return ai3::depthwise_cost(a);
+  const bool adjacent = a->dilation_w == 1 && a->groups == 1;
+  return ai3::conv_cost(a, 0, a->weight.size[1] * (adjacent ? a->kernel_w : 1), 3);
 }
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
