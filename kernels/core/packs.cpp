@@ -228,8 +228,9 @@ struct PlanHash {
   }
 };
 
-// Enough for every layer of a large network at several sizes; beyond it the table starts anew.
-constexpr size_t kMaxPlans = 1024;
+// Enough for every layer of a large network; beyond it, as with image sizes that never repeat, the table starts anew.
+constexpr size_t kMaxPlanBytes = size_t{128} << 20;
+size_t plan_bytes_held = 0;
 std::mutex plan_mutex;
 std::unordered_map<PlanKey, std::shared_ptr<void>, PlanHash>& plans() {
   static auto* map = new std::unordered_map<PlanKey, std::shared_ptr<void>, PlanHash>();
@@ -274,7 +275,12 @@ std::shared_ptr<void> prepare_plan(const LoadedKernel& kernel, int64_t id, const
     plan = std::shared_ptr<void>(allocate(bytes).release(), FreeDeleter());
     kernel.table->make_plan(&a, plan.get());
   }
-  if (plans().size() >= kMaxPlans) plans().clear();
+  const size_t counted = bytes + sizeof(PlanKey);
+  if (plan_bytes_held + counted > kMaxPlanBytes) {
+    plans().clear();
+    plan_bytes_held = 0;
+  }
+  plan_bytes_held += counted;
   plans().emplace(key, plan);
   return plan;
 }

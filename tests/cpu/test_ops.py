@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -228,6 +229,21 @@ def test_concurrent_calls_from_threads_do_not_meet():
     with ThreadPoolExecutor(4) as pool:
         for found, expected in zip(pool.map(lambda job: conv(x, job[1], algorithm=job[0]), work), alone):
             assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc")
+def test_tables_of_many_image_sizes_are_let_go():
+    """A plan of 7x7 offsets for a 300x320 image is 19 MB; sizes that never repeat must not add up."""
+    weight = image(4, 3, 7, 7, grad=False)
+
+    def resident() -> int:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * 4096
+
+    before = resident()
+    for height in range(300, 330):
+        conv(image(1, 3, height, 320, grad=False), weight, padding=3, algorithm="implicit precomp gemm")
+    assert resident() - before < 300e6, "30 plans are 560 MB; the table holds 128 MiB"
 
 
 def test_the_algorithms_name_is_in_the_profilers_trace():
