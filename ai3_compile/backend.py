@@ -139,6 +139,7 @@ def _with_inductor(
     report = GraphReport(_title(gm))
     ai3_pass = _Ai3Pass(policy, report)
     patches = {**(list_mode_options(mode) if mode else {}), "post_grad_custom_pre_pass": ai3_pass}
+    patches["freezing"] = False  # it packs convolutions for oneDNN before any pass could see them
 
     def compile_now() -> Callable[..., Any]:
         compiled = compile_fx(gm, example_inputs, config_patches=patches, decompositions=_decompositions())

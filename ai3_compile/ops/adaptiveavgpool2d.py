@@ -28,7 +28,7 @@ class AdaptiveAvgPool2d(Operation):
             return None
         source = node.args[0]
         assert isinstance(source, Node)
-        if len(source.meta["val"].shape) != 4:
+        if len(source.meta["val"].shape) != 4 or 0 in shape_of(source)[2:]:
             return None
         symbolic = not all(isinstance(size, int) for size in node.meta["val"].shape[2:])
         return spec_of(

@@ -29,6 +29,9 @@ class Conv2d(Operation):
         input, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
         if transposed or len(weight.meta["val"].shape) != 4:  # type: ignore[union-attr]
             return None
+        constant = all(isinstance(value, int) for value in (*stride, *padding, *dilation))  # type: ignore[misc]
+        if not constant:
+            stride, padding, dilation = (1, 1), (0, 0), (1, 1)
         weight_spec = tensor_spec(weight)  # type: ignore[arg-type]
         assert weight_spec is not None
         return spec_of(
@@ -47,6 +50,7 @@ class Conv2d(Operation):
                 "kernel_size": weight_spec.shape[2:],
                 "padding_mode": "zeros",
             },
+            torch_only=None if constant else "its window changes with the input",
         )
 
     def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:

@@ -80,8 +80,10 @@ def _parts(node: Node) -> tuple[Node, Node, Node | None] | None:
     is_transpose = transposed.target is aten.t.default or (
         transposed.target is aten.permute.default and list(transposed.args[1]) == [1, 0]  # type: ignore[arg-type]
     )
-    if not is_transpose or (isinstance(bias, Node) and bias.meta["val"].dim() != 1):
-        return None
     weight = transposed.args[0]
-    assert isinstance(weight, Node) and (bias is None or isinstance(bias, Node))
+    if not is_transpose or not isinstance(weight, Node) or 0 in weight.meta["val"].shape:
+        return None
+    assert bias is None or isinstance(bias, Node)
+    if bias is not None and bias.meta["val"].shape != weight.meta["val"].shape[:1]:
+        return None  # an addition that broadcasts
     return input, weight, bias

@@ -149,6 +149,8 @@ PreparedWeight prepared(std::shared_ptr<Entry> entry, const WeightSource& source
 }  // namespace
 
 PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& given) {
+  STD_TORCH_CHECK(given.weight.numel() > 0 && given.weight.const_data_ptr() != nullptr, kernel.label,
+                  ": the weight is empty, or its storage was freed");
   const bool packs_weight = kernel.table->packed_bytes != nullptr && kernel.table->packed_bytes(&args) > 0;
   if (given.norm == nullptr && !packs_weight && given.weight.is_contiguous()) {
     return {given.weight.const_data_ptr(), given.bias ? given.bias->const_data_ptr() : nullptr, nullptr, nullptr};

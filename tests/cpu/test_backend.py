@@ -374,6 +374,39 @@ def test_height_and_width_may_be_dynamic():
     assert len(ai3_compile.reports()) == 1
 
 
+UNUSUAL = {
+    "linear-without-inputs": (nn.Linear(1, 4).weight[:, :0], lambda w, x: F.linear(x[:, 0, 0, :0], w)),
+    "linear-with-a-broadcast-bias": (torch.ones(6, 16), lambda w, x: F.linear(x, w, w[0, :1])),
+    "mean-of-no-pixels": (torch.ones(1), lambda w, x: (x[:, :, :0] * w).mean((2, 3), keepdim=True)),
+    "padding-of-a-dynamic-size": (torch.ones(4, 3, 3, 3), lambda w, x: F.conv2d(x, w, padding=x.shape[2] // 4)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_no_algorithm_can_take_is_left_to_torch(name):
+    weight, function = UNUSUAL[name]
+    f = torch.compile(lambda x: function(weight, x), backend="ai3", options={"rest": "eager"}, dynamic=True)
+    x = torch.randn(2, 3, 12, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(f(x), function(weight, x), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_inductors_freezing_does_not_take_the_choice_away():
+    with torch._inductor.config.patch(freezing=True), torch.no_grad():
+        compiled(block(), conv2d="winograd|gemm")(image())
+    assert chosen()["conv2"] == "winograd@cpp"
+
+
+def test_a_weight_whose_storage_was_freed_is_an_error():
+    conv = nn.Conv2d(3, 4, 3)
+    f = compiled(conv, rest="eager", conv2d="winograd")
+    with torch.no_grad():
+        f(image())
+        conv.weight.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match="its storage was freed"):
+            f(image())
+
+
 def test_a_functional_weight_that_is_an_input_is_not_kept():
     def f(x, w):
         return F.conv2d(x, w)
