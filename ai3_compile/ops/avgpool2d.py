@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from ..selection import OpSpec
-from .base import Operation, empty_image, fill_window, pair, pool_extent, spec_of
+from .base import Operation, empty_image, fill_window, pair, pool_extent, spec_of, unbatched
 
 if TYPE_CHECKING:
     from ..backends import abi
@@ -29,8 +29,6 @@ class AvgPool2d(Operation):
             return None
         source = node.args[0]
         assert isinstance(source, Node)
-        if len(source.meta["val"].shape) != 4:
-            return None
         given = dict(zip(_ARGUMENTS, node.args[1:])) | node.kwargs
         kernel = pair(given["kernel_size"])  # type: ignore[arg-type]
         stride = given.get("stride")
@@ -46,6 +44,7 @@ class AvgPool2d(Operation):
                 "count_include_pad": bool(given.get("count_include_pad", True)),
                 "divisor_override": given.get("divisor_override"),
             },
+            torch_only=unbatched(source),
         )
 
     def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:

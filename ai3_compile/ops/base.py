@@ -73,6 +73,11 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(hint(size) for size in node.meta["val"].shape)
 
 
+def unbatched(source: Node) -> str | None:
+    """Why a pool over this image stays with torch: graphs hold unbatched images for pools only."""
+    return "an unbatched image" if len(source.meta["val"].shape) == 3 else None
+
+
 def tensor_spec(node: Node | None) -> TensorSpec | None:
     return None if node is None else TensorSpec(shape_of(node), node.meta["val"].dtype)
 

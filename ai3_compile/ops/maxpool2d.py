@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from ..selection import OpSpec
-from .base import Operation, empty_image, fill_window, pair, pool_extent, shape_of, spec_of
+from .base import Operation, empty_image, fill_window, pair, pool_extent, shape_of, spec_of, unbatched
 
 if TYPE_CHECKING:
     from ..backends import abi
@@ -35,8 +35,6 @@ class MaxPool2d(Operation):
             return None
         source = pool.args[0]
         assert isinstance(source, Node)
-        if len(source.meta["val"].shape) != 4:
-            return None
         kernel, stride, padding, dilation, ceil_mode = _window(pool)
         uses_indices = any(user.args[1] == 1 for user in pool.users)
         return spec_of(
@@ -52,7 +50,9 @@ class MaxPool2d(Operation):
                 "return_indices": uses_indices,
             },
             output_shape=shape_of(node),
-            torch_only="its indices are used, by the model or by the backward pass" if uses_indices else None,
+            torch_only="its indices are used, by the model or by the backward pass"
+            if uses_indices
+            else unbatched(source),
         )
 
     def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:

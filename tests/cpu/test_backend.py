@@ -391,6 +391,15 @@ def test_what_no_algorithm_can_take_is_left_to_torch(name):
         torch.testing.assert_close(f(x), function(weight, x), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)], ids=["maxpool2d", "avgpool2d"])
+def test_an_unbatched_pool_has_a_row_and_its_reason(pool):
+    x = torch.randn(3, 8, 8)
+    with torch.no_grad():
+        close(compiled(pool, rest="eager")(x), pool(x))
+    (row,) = ai3_compile.last_report()
+    assert row.algorithm == "torch" and row.rejected == {"direct@cpp": "an unbatched image"}
+
+
 def test_inductors_freezing_does_not_take_the_choice_away():
     with torch._inductor.config.patch(freezing=True), torch.no_grad():
         compiled(block(), conv2d="winograd|gemm")(image())
