@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import get_aot_graph_name, make_boxed_func
 from torch._guards import TracingContext
@@ -119,8 +120,11 @@ class _Ai3Pass(CustomGraphPass):
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
 
+_KEPT_WHOLE = {BATCH_NORM, torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+
+
 class _Decompositions(dict[Any, Any]):
-    """Inductor's rules but that for batch norm, which the passes want to see whole.
+    """Inductor's rules but those that take apart what the passes want to see whole: batch norms and small linears.
 
     Pickles as the name of what makes it: the table is part of Inductor's cache key, and its functions do not pickle.
     """
@@ -130,7 +134,7 @@ class _Decompositions(dict[Any, Any]):
 
 
 def _decompositions() -> _Decompositions:
-    return _Decompositions((op, rule) for op, rule in select_decomp_table().items() if op is not BATCH_NORM)
+    return _Decompositions((op, rule) for op, rule in select_decomp_table().items() if op not in _KEPT_WHOLE)
 
 
 def _with_inductor(

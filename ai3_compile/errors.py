@@ -53,6 +53,60 @@ class UnknownAlgorithmError(SelectorError):
     )
 
 
+class UnknownOperationError(SelectorError):
+    template = "ai3 has no operation {name!r}.{nearest} It has: {known}."
+
+
+class AlgorithmError(Ai3Error):
+    """The user's own algorithm failed, or says what cannot be."""
+
+    template = "{label}: {message}"
+
+
+class RegistrationError(Ai3Error):
+    """An algorithm cannot be registered as it is."""
+
+    template = "{operation} {name!r} cannot be registered: {message}."
+
+
+class UnsupportedCallableError(Ai3Error):
+    """Something was to be swapped or converted that ai3 has no algorithm for."""
+
+    template = "{message}"
+
+
+class ModuleError(Ai3Error):
+    """What was to be swapped or converted is no module, or not one that can be used as it is."""
+
+    template = "{message}"
+
+
+class SampleShapeError(ModuleError):
+    template = (
+        "the model does not run on a sample of shape {shape}: {error}\n"
+        "Pass as sample_input_shape the shape of an input that the model takes, with its batch: (1, 3, 224, 224)."
+    )
+
+
+class InputError(Ai3Error):
+    """An input does not fit the Model."""
+
+    template = "{message}"
+
+
+class TensorTypeError(Ai3Error):
+    template = (
+        "{found} cannot be used{reason}: ai3 takes and gives torch.Tensor, numpy.ndarray, ai3.Tensor and the arrays of "
+        "libraries that speak DLPack."
+    )
+
+
+class ArchiveError(Ai3Error):
+    """A saved model cannot be read."""
+
+    template = "{path} is no model that ai3 can read: {message}."
+
+
 class SelectorLengthError(SelectorError):
     template = (
         "{operation}: the selector names {given} algorithms, one for each {operation} in the order of the graph, "
@@ -115,3 +169,25 @@ class BuildTimeoutError(BuildError):
         "{name}: another process has been building it for more than {seconds:g} s; it holds the lock {lock}.\n"
         "End that process, or set AI3_BUILD_TIMEOUT to wait longer."
     )
+
+
+class KernelMemoryError(Ai3Error):
+    """An algorithm wrote where it must not, or did not write where it must."""
+
+    template = "{buffer}: {what}"
+
+
+class AlgorithmCheckError(Ai3Error):
+    """An algorithm is wrong on cases of its operation; `report` holds all of them."""
+
+    template = "{operation} {name!r} is not right.\n{failures}\n\n{report}"
+
+
+class ShapeError(Ai3Error):
+    """A shape to compare algorithms on cannot be one."""
+
+    template = "{operation}: {given!r} is not a shape to compare on: {message}.\nWrite it as {example}."
+
+
+class MissingPackageError(Ai3Error):
+    template = "{purpose} needs {package}: pip install {package}"

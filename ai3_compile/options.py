@@ -67,10 +67,12 @@ class Policy:
     rest: str
     strict: bool
     fuse: bool
+    left_alone: frozenset[str] = frozenset()
+    """Operations that their selectors name only because a saved model says what was chosen by default."""
 
     def is_default(self, operation: str) -> bool:
         """Whether the user left the operation to the policy."""
-        return self.selectors[operation].value == "default"
+        return operation in self.left_alone or self.selectors[operation].value == "default"
 
 
 def options() -> tuple[Option, ...]:

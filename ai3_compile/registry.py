@@ -1,27 +1,43 @@
 """The algorithms there are: read from the files of the kernels folder, whose paths are their descriptions.
 
 `kernels/<operation>/<algorithm>.<platform ending>`, with underscores for the spaces of an algorithm's name. Each
-operation also has the algorithm `torch`, which leaves it to PyTorch.
+operation also has the algorithm `torch`, which leaves it to PyTorch. What users add (user_algorithms.py) comes last.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import importlib
 import pkgutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import backends, core, kernels
 from .backends import Platform
+from .errors import AlgorithmError, UnknownAlgorithmError, UnknownOperationError
 from .ops import OPERATIONS
 from .selection import OpSpec, System
+from .version import __version__
 
 PACKAGE = Path(__file__).parent
 KERNELS = Path(kernels.__path__[0])
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the sources of a user's algorithm become a library, beyond what every kernel is built with."""
+
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...] = ()
+    include_dirs: tuple[Path, ...] = ()
+    link_flags: tuple[str, ...] = ()
+    cmake: Path | None = None
+    """A custom.cmake that the generated project includes, or the CMakeLists.txt of a project of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,15 @@ class Algorithm:
     platform: str
     description: str
     source: Path | None
-    """The file that is the algorithm; None for `torch`."""
+    """The file that is the algorithm; None for `torch` and for a Python function."""
+    build: Build | None = None
+    """Of an algorithm that a user added in C++."""
+    function: Callable[..., Any] | None = None
+    """Of an algorithm that a user added in Python."""
+    user_supports: Callable[[OpSpec], str | None] | None = None
+    """Narrows what the algorithm says of its own domain."""
+    version: str = ""
+    """Of an algorithm that a user added: another text is another algorithm, and another `id`."""
 
     @property
     def qualified(self) -> str:
@@ -42,7 +66,7 @@ class Algorithm:
     @property
     def id(self) -> int:
         """What a compiled graph names the algorithm by: 63 bits of a hash, the same in every process."""
-        digest = hashlib.sha256(f"{self.operation}/{self.qualified}".encode()).digest()
+        digest = hashlib.sha256(f"{self.operation}/{self.qualified}{self.version}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
     @property
@@ -51,6 +75,25 @@ class Algorithm:
         return f"{OPERATIONS[self.operation].op_name}[{self.qualified}]"
 
     def supports(self, spec: OpSpec) -> str | None:
+        """None where it can run the operation, else the reason.
+
+        Raises AlgorithmError where a function that the user gave fails.
+        """
+        if self.user_supports is not None:
+            try:
+                reason = self.user_supports(spec)
+            except Exception as error:  # the user's own code: whatever it raises is shown as what it is
+                raise AlgorithmError(
+                    label=self.label, message=f"its `supports` failed on {spec}: {type(error).__name__}: {error}"
+                ) from error
+            if reason is not None and not isinstance(reason, str):
+                raise AlgorithmError(
+                    label=self.label,
+                    message=f"its `supports` must return None where it can run, or the reason as a text; "
+                    f"it returned {reason!r}",
+                )
+            if reason is not None:
+                return reason
         return platforms()[self.platform].supports(self, spec)
 
     def cost(self, spec: OpSpec) -> float | None:
@@ -69,8 +112,7 @@ def platforms() -> dict[str, Platform]:
 
 
 @functools.cache
-def algorithms() -> tuple[Algorithm, ...]:
-    """Every algorithm of every platform, whether or not it can run here, ordered by operation, name and platform."""
+def shipped() -> tuple[Algorithm, ...]:
     found = []
     endings = {platform.ending: platform for platform in platforms().values() if platform.ending is not None}
     for operation in OPERATIONS:
@@ -78,13 +120,106 @@ def algorithms() -> tuple[Algorithm, ...]:
             stem, _, ending = path.name.partition(".")
             platform = endings.get(f".{ending}")
             if platform is not None:
-                found.append(Algorithm(operation, stem.replace("_", " "), platform.name, _description(path), path))
+                found.append(Algorithm(operation, stem.replace("_", " "), platform.name, description(path), path))
         found.append(Algorithm(operation, "torch", "torch", "leave the operation to PyTorch", None))
     return tuple(found)
 
 
+_users: dict[tuple[str, str], Algorithm] = {}
+_by_id: dict[int, Algorithm] = {}
+_refresh: list[Callable[[], None]] = []
+_state = __version__
+
+
+def known() -> tuple[Algorithm, ...]:
+    """The algorithms as they were last listed."""
+    return (*shipped(), *_users.values())
+
+
+def algorithms() -> tuple[Algorithm, ...]:
+    """Every algorithm of every platform, whether or not it can run here: ai3's by operation and name, then users'."""
+    for refresh in _refresh:
+        refresh()
+    return known()
+
+
+def on_list(refresh: Callable[[], None]) -> None:
+    """Calls a function before the algorithms are listed: it may add users' algorithms that lie in a folder."""
+    _refresh.append(refresh)
+
+
+def state() -> str:
+    """Another text whenever users' algorithms have changed: decisions made before may not hold any more."""
+    return _state
+
+
+def add(algorithm: Algorithm) -> None:
+    _users[algorithm.operation, algorithm.name] = algorithm
+    _by_id[algorithm.id] = algorithm
+    _changed()
+
+
+def remove(algorithm: Algorithm) -> None:
+    del _users[algorithm.operation, algorithm.name]
+    _changed()
+
+
+def _changed() -> None:
+    global _state
+    _state = "-".join((__version__, *(str(algorithm.id) for algorithm in _users.values())))
+
+
+def users() -> tuple[Algorithm, ...]:
+    return tuple(_users.values())
+
+
 def of_operation(operation: str) -> tuple[Algorithm, ...]:
     return tuple(a for a in algorithms() if a.operation == operation)
+
+
+def check_operation(operation: object) -> str:
+    """Raises UnknownOperationError where this is not the name of an operation."""
+    if isinstance(operation, str) and operation in OPERATIONS:
+        return operation
+    near = difflib.get_close_matches(str(operation), OPERATIONS, 1)
+    raise UnknownOperationError(
+        name=operation, nearest=f" Did you mean {near[0]!r}?" if near else "", known=", ".join(OPERATIONS)
+    )
+
+
+def find(operation: str, name: str) -> Algorithm:
+    """The algorithm `name`, or `name@platform`, of an operation.
+
+    Raises UnknownOperationError or UnknownAlgorithmError, which name what is nearest.
+    """
+    known = of_operation(check_operation(operation))
+    for algorithm in known:
+        if name in (algorithm.name, algorithm.qualified):
+            return algorithm
+    near = difflib.get_close_matches(str(name), [a.name for a in known], 1)
+    raise UnknownAlgorithmError(
+        operation=operation,
+        name=name,
+        nearest=f" Did you mean {near[0]!r}?" if near else "",
+        known=", ".join(a.name for a in known),
+    )
+
+
+def by_id(identity: int) -> Algorithm | None:
+    """The algorithm of an id, also one that has been unregistered since: a compiled graph may name it."""
+    if identity not in _by_id:
+        _by_id.update((a.id, a) for a in algorithms())
+    return _by_id.get(identity)
+
+
+def default_of(operation: str) -> str:
+    """The selector that `default` stands for: what a user made the default comes first."""
+    chosen = [a.qualified for a in _users.values() if a.operation == operation and is_default(a)]
+    return "|".join([*chosen, OPERATIONS[operation].default])
+
+
+def is_default(algorithm: Algorithm) -> bool:
+    return system().platforms[algorithm.platform] is None and platforms()[algorithm.platform].is_default(algorithm)
 
 
 def system() -> System:
@@ -106,18 +241,21 @@ _loading = threading.Lock()
 def load_by_id(identity: int) -> None:
     """Loads the algorithm a compiled graph names; the core library calls this the first time it meets the id."""
     with _loading:
-        for algorithm in algorithms():
-            if algorithm.id == identity:
-                platforms()[algorithm.platform].load([algorithm])
-                return
+        algorithm = by_id(identity)
+        if algorithm is not None:
+            platforms()[algorithm.platform].load([algorithm])
 
 
 core.on_load_algorithm(load_by_id)
 
 
-@functools.cache
 def digest() -> str:
     """Changes with every kernel and every rule of who is chosen: part of what a compiled graph is cached under."""
+    return repr([_shipped_digest(), *((a.id, a.user_supports is not None) for a in algorithms() if a.version)])
+
+
+@functools.cache
+def _shipped_digest() -> str:
     hasher = hashlib.sha256()
     for folder in (KERNELS, *(PACKAGE / name for name in ("ops", "passes", "selection"))):
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
@@ -126,7 +264,7 @@ def digest() -> str:
     return hasher.hexdigest()
 
 
-def _description(path: Path) -> str:
+def description(path: Path) -> str:
     """The first comment line of a kernel's source."""
     with path.open() as source:
         return source.readline().lstrip("/# ").strip()

@@ -30,3 +30,6 @@ class Platform(Protocol):
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm works on channels_last images without converting them."""
+
+    def is_default(self, algorithm: Algorithm) -> bool:
+        """Whether its author wants it to be what `default` takes first."""

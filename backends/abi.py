@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
-NCHW, NHWC, EPILOGUE = 1, 2, 4
+NCHW, NHWC, EPILOGUE, DEFAULT = 1, 2, 4, 8
 
 RangeFunction = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 ParallelFor = CFUNCTYPE(None, c_int64, RangeFunction, c_void_p)
+Fail = CFUNCTYPE(None, c_void_p, c_char_p)
 
 
 class Tensor(ctypes.Structure):
@@ -24,7 +25,7 @@ class Tensor(ctypes.Structure):
 
 
 class Runtime(ctypes.Structure):
-    _fields_ = [("num_threads", c_int32), ("parallel_for", ParallelFor)]
+    _fields_ = [("num_threads", c_int32), ("parallel_for", ParallelFor), ("fail", Fail)]
 
 
 class Args(ctypes.Structure):

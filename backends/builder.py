@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib.util
 import os
 import platform
@@ -12,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +24,7 @@ import torch
 
 from .. import kernels
 from ..errors import BuildError, NoCompilerError
-from . import cache, sources
+from . import cache, cmake, sources
 from .abi import ABI_VERSION
 from .cache import cache_clear, cache_dir, cache_entries, cache_state
 
@@ -59,6 +62,7 @@ class Request:
     include_dirs: tuple[Path, ...] = ()
     link_flags: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
+    cmake: Path | None = None
 
 
 def build(
@@ -98,13 +102,28 @@ def build_many(requests: Sequence[Request]) -> list[Path]:
 
 def build_kernels(algorithms: Sequence[tuple[str, Path]]) -> list[Path]:
     """The libraries of algorithms for this CPU, from their labels ("ai3::conv2d[smm@cpp]") and source files."""
+    return build_many([kernel_request(label, (source,)) for label, source in algorithms])
+
+
+def kernel_request(
+    label: str,
+    sources: Sequence[Path],
+    *,
+    flags: Sequence[str] = (),
+    include_dirs: Sequence[Path] = (),
+    link_flags: Sequence[str] = (),
+    cmake: Path | None = None,
+) -> Request:
+    """What builds one algorithm for this CPU: ai3's flags first, and its headers behind those that are given."""
     isa = cpu_isa()
-    flags = (*KERNEL_FLAGS, *cpu_flags(isa))
-    return build_many(
-        [
-            Request(_file_name(label), (source,), flags, include_dirs=(INCLUDE,), extra={"isa": isa})
-            for label, source in algorithms
-        ]
+    return Request(
+        _file_name(label),
+        tuple(sources),
+        (*KERNEL_FLAGS, *cpu_flags(isa), *flags),
+        include_dirs=(*include_dirs, INCLUDE),
+        link_flags=tuple(link_flags),
+        extra={"isa": isa},
+        cmake=cmake,
     )
 
 
@@ -138,7 +157,9 @@ def cpu_flags(isa: str) -> list[str]:
 def no_compiler_reason() -> str | None:
     """None where native sources can be built here, else what is missing and how to get it."""
     compiler = _compiler()
-    if shutil.which(compiler) is None:
+    # CXX may hold a launcher and flags as well, as in "ccache g++".
+    missing = [word for word in shlex.split(compiler)[:1] if shutil.which(word) is None]
+    if missing or not compiler.strip():
         origin = "the environment variable CXX names it" if "CXX" in os.environ else "set CXX if it has another name"
         return (
             f"there is no C++ compiler: {compiler!r} is not a program on PATH ({origin}; "
@@ -155,54 +176,107 @@ def no_compiler_reason() -> str | None:
 
 def describe_compiler() -> str:
     """The compiler's version line and the machine it compiles for; the same wherever the compiler is installed."""
-    return _identity(shutil.which(_compiler()))
+    return _identity(tuple(shlex.split(_compiler())))
 
 
 def key_of(request: Request) -> cache.Key:
     """What the request's library depends on. Every header of its include folders and beside its sources counts."""
-    headers = [
-        (path.relative_to(folder).as_posix(), path)
-        for folder in request.include_dirs
-        for path in folder.rglob("*")
-        if path.is_file()
-    ]
-    for folder in sorted({source.parent for source in request.sources}):
-        headers += [(path.name, path) for path in folder.iterdir() if path.suffix in _HEADERS]
+    extra = dict(request.extra)
+    if request.cmake is not None:
+        extra["cmake"] = cmake.digest(request.cmake)
     return cache.Key(
         name=request.name,
         sources=sources.digest_of((source.name, source) for source in request.sources),
-        headers=sources.digest_of(headers),
+        headers=sources.digest_of(_headers(request)),
         flags=request.flags,
         link_flags=request.link_flags,
         compiler=describe_compiler(),
         abi=_abi(),
-        extra=tuple(sorted(request.extra.items())),
+        extra=tuple(sorted(extra.items())),
     )
 
 
+def digest_of_sources(request: Request) -> str:
+    """Of what the user wrote: sources, headers and flags, whatever compiles them."""
+    parts = (
+        sources.digest_of((source.name, source) for source in request.sources),
+        sources.digest_of(_headers(request)),
+        cmake.digest(request.cmake) if request.cmake else "",
+        request.flags,
+        request.link_flags,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _headers(request: Request) -> list[tuple[str, Path]]:
+    headers = [
+        (path.relative_to(folder).as_posix(), path)
+        for folder in request.include_dirs
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    ]
+    for folder in sorted({source.parent for source in request.sources}):
+        headers += [(path.name, path) for path in folder.iterdir() if path.suffix in _HEADERS]
+    return headers
+
+
 def _compile(request: Request, folder: Path) -> Path:
+    if request.cmake is not None:
+        return cmake.compile(
+            request.name,
+            request.cmake,
+            request.sources,
+            request.flags,
+            request.include_dirs,
+            request.link_flags,
+            folder,
+        )
     from torch.utils import cpp_extension  # only here: what is in the cache needs none of it
 
     link_flags = ["-shared", *request.link_flags]
     if sys.platform == "linux":
         link_flags.insert(1, "-Wl,--as-needed")  # kernels use nothing of the libraries that cpp_extension links
+    includes = [f"-I{include}" for include in request.include_dirs]
     try:
         # A library is what load() would also load, from this folder; loading changes the process's dlopen flags, which
         # threads must not. What it calls standalone it only builds.
-        path = cpp_extension.load(
-            request.name,
-            [str(source.absolute()) for source in request.sources],
-            extra_cflags=[_quoted(flag) for flag in request.flags],
-            extra_ldflags=[_quoted(flag) for flag in link_flags],
-            extra_include_paths=[str(include) for include in request.include_dirs],
-            build_directory=str(folder),
-            is_python_module=False,
-            is_standalone=True,
-        )
+        with _without_spaces(request.sources) as source_files:
+            path = cpp_extension.load(
+                request.name,
+                [str(source) for source in source_files],
+                extra_cflags=[_quoted(flag) for flag in (*includes, *request.flags)],
+                extra_ldflags=[_quoted(flag) for flag in link_flags],
+                build_directory=str(folder),
+                is_python_module=False,
+                is_standalone=True,
+            )
     except (RuntimeError, OSError) as error:
         command, output = _failure(str(error))
         raise BuildError(name=request.name, command=command, output=output) from None
+    if not Path(path).is_file():
+        raise BuildError(
+            name=request.name,
+            command="ninja",
+            output=f"the compiler {_compiler()!r} reported success, but wrote no {Path(path).name}",
+        )
     return Path(path)
+
+
+@contextlib.contextmanager
+def _without_spaces(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """The files by names that cpp_extension can write into a ninja file: it escapes none."""
+    if not any(" " in str(file) or "$" in str(file) for file in files):
+        yield [file.absolute() for file in files]
+        return
+    with tempfile.TemporaryDirectory(prefix="ai3-") as folder:
+        found = []
+        for number, file in enumerate(files):
+            parent = Path(folder) / str(number)
+            parent.symlink_to(file.absolute().parent, target_is_directory=True)
+            found.append(parent / file.name)
+        if any(" " in file.name for file in files):
+            raise BuildError(name=files[0].name, command="ninja", output="a source's name must not hold a space")
+        yield found
 
 
 def _failure(message: str) -> tuple[str, str]:
@@ -224,13 +298,13 @@ def _file_name(label: str) -> str:
 
 
 def _compiler() -> str:
-    return os.environ.get("CXX", "c++")  # as torch.utils.cpp_extension.get_cxx_compiler
+    return os.environ.get("CXX") or "c++"  # as torch.utils.cpp_extension.get_cxx_compiler
 
 
 @functools.cache
-def _identity(compiler: str | None) -> str:
+def _identity(compiler: tuple[str, ...]) -> str:
     def ask(option: str) -> str:
-        command = [str(compiler), option]
+        command = [*compiler, option]
         environment = {**os.environ, "LC_ALL": "C"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
 

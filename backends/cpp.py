@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from ..ops import OPERATIONS
 from . import abi, builder
 
 if TYPE_CHECKING:
-    from ..registry import Algorithm
+    from ..registry import Algorithm, Build
     from ..selection import OpSpec
 
 log = logging.getLogger(__name__)
@@ -49,22 +50,35 @@ class CppPlatform:
         """Raises BuildError where one does not compile and KernelLoadError where its table belies its path."""
         with self._lock:
             missing = [a for a in algorithms if a not in self._tables]
-            for algorithm, path in zip(
-                missing, builder.build_kernels([(a.label, a.source) for a in missing if a.source])
-            ):
-                library = ctypes.CDLL(str(path))
-                table = abi.kernel_table(library)
-                named = (table.operation.decode(), table.algorithm.decode())
-                if named != (algorithm.operation, algorithm.name):
-                    raise KernelLoadError(
-                        source=algorithm.source, message=f"its table says {named}, its path says otherwise"
-                    )
-                refusal = core.register_kernel(algorithm.id, ctypes.addressof(table), algorithm.label)
-                if refusal is not None:
-                    raise KernelLoadError(source=algorithm.source, message=refusal)
-                self._libraries.append(library)
-                self._tables[algorithm] = table
+            for algorithm, path in zip(missing, builder.build_many([_request(a) for a in missing])):
+                self._tables[algorithm] = self._load(algorithm, path)
                 log.debug("loaded %s from %s", algorithm.label, path)
+
+    def _load(self, algorithm: Algorithm, path: Path) -> abi.Kernel:
+        try:
+            library = ctypes.CDLL(str(path))
+            table = abi.kernel_table(library)
+        except (OSError, AttributeError) as error:  # a symbol or a library that it needs is not there
+            raise KernelLoadError(
+                source=algorithm.source, message=f"it is built, but cannot be loaded: {error}"
+            ) from None
+        except ValueError:
+            raise KernelLoadError(source=algorithm.source, message="ai3_get_kernel returned null") from None
+        if table.abi_version != abi.ABI_VERSION:
+            raise KernelLoadError(source=algorithm.source, message="it was built for another version of ai3/kernel.h")
+        named = tuple((name or b"").decode(errors="replace") for name in (table.operation, table.algorithm))
+        # The name of a user's algorithm is the one it is registered under.
+        if named[0] != algorithm.operation or (algorithm.build is None and named[1] != algorithm.name):
+            raise KernelLoadError(
+                source=algorithm.source,
+                message=f"its table says it is {named[1]!r} of {named[0]!r}, and it is used as {algorithm.name!r} of "
+                f"{algorithm.operation!r}",
+            )
+        refusal = core.register_kernel(algorithm.id, ctypes.addressof(table), algorithm.label)
+        if refusal is not None:
+            raise KernelLoadError(source=algorithm.source, message=refusal)
+        self._libraries.append(library)
+        return table
 
     def table(self, algorithm: Algorithm) -> abi.Kernel:
         """The algorithm's table, loading it first where need be."""
@@ -92,6 +106,28 @@ class CppPlatform:
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.NHWC)
+
+    def is_default(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.DEFAULT)
+
+
+def _request(algorithm: Algorithm) -> builder.Request:
+    if algorithm.build is None:
+        assert algorithm.source is not None
+        return builder.kernel_request(algorithm.label, (algorithm.source,))
+    return request_of(algorithm.label, algorithm.build)
+
+
+def request_of(label: str, build: Build) -> builder.Request:
+    """What builds an algorithm that a user added."""
+    return builder.kernel_request(
+        label,
+        build.sources,
+        flags=build.flags,
+        include_dirs=build.include_dirs,
+        link_flags=build.link_flags,
+        cmake=build.cmake,
+    )
 
 
 def args_of(spec: OpSpec, flags: int) -> abi.Args:

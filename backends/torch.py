@@ -30,5 +30,8 @@ class TorchPlatform:
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return False
 
+    def is_default(self, algorithm: Algorithm) -> bool:
+        return False
+
 
 PLATFORM = TorchPlatform()

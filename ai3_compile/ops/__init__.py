@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import python
 from .adaptiveavgpool2d import AdaptiveAvgPool2d
 from .avgpool2d import AvgPool2d
 from .base import Operation
@@ -19,6 +20,7 @@ OPERATIONS: dict[str, Operation] = {
 
 def register() -> None:
     """Attaches fakes and gradients to the operations that the core library has registered."""
+    python.define(tuple(OPERATIONS.values()))
     for operation in OPERATIONS.values():
         operation.register()
 

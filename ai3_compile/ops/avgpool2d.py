@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch.fx import Node
 
 from ..selection import OpSpec
-from .base import Operation, empty_image, fill_window, pair, pool_extent, spec_of, unbatched
+from .base import (
+    WINDOW,
+    Attributes,
+    Operation,
+    empty_image,
+    fill_window,
+    image,
+    pair,
+    pool_extent,
+    pooled,
+    shape_of,
+    spec_of,
+    window_pair,
+)
 
 if TYPE_CHECKING:
     from ..backends import abi
@@ -23,6 +37,7 @@ class AvgPool2d(Operation):
     op_name = "ai3::avg_pool2d"
     default = "guess|torch"
     default_reason = "ai3's kernel; torch for dtypes it does not compute"
+    modules = (torch.nn.AvgPool2d,)
 
     def match(self, node: Node) -> OpSpec | None:
         if node.target is not aten.avg_pool2d.default:
@@ -44,13 +59,50 @@ class AvgPool2d(Operation):
                 "count_include_pad": bool(given.get("count_include_pad", True)),
                 "divisor_override": given.get("divisor_override"),
             },
-            torch_only=unbatched(source),
+            input_shape=image(shape_of(source)),
+            output_shape=image(shape_of(node)),
         )
 
-    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
-        window = (*spec.kernel_size, *spec.stride, *spec.padding, spec.ceil_mode, spec.count_include_pad)
-        args = (node.args[0], *window, spec.divisor_override or 0, algorithm)
-        return node.graph.call_function(self.overload, args)
+    def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        return source, None, None
+
+    def attributes_of(self, module: Any) -> Attributes:
+        return (
+            *((name, window_pair(getattr(module, name))) for name in ("kernel_size", "stride", "padding")),
+            ("ceil_mode", bool(module.ceil_mode)),
+            ("count_include_pad", bool(module.count_include_pad)),
+            ("divisor_override", module.divisor_override),
+        )
+
+    def output_shape(
+        self, input: Sequence[int], weight: Sequence[int] | None, attributes: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        if len(input) != 4 or attributes["divisor_override"] == 0:
+            return None
+        return pooled(input, dilation=(1, 1), **{name: attributes[name] for name in WINDOW})
+
+    def arguments(
+        self, input: Any, weight: Any, bias: Any, attributes: Mapping[str, Any], algorithm: int, static_weight: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        window = (*attributes["kernel_size"], *attributes["stride"], *attributes["padding"])
+        flags = (attributes["ceil_mode"], attributes["count_include_pad"], attributes["divisor_override"] or 0)
+        return (input, *window, *flags, algorithm), {}
+
+    def call_torch(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        attributes: Mapping[str, Any],
+    ) -> torch.Tensor:
+        return F.avg_pool2d(input, **attributes)
+
+    def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        window = ((arguments[f"{name}_h"], arguments[f"{name}_w"]) for name in ("kernel", "stride", "pad"))
+        flags = (arguments["ceil_mode"], arguments["count_include_pad"], arguments["divisor_override"] or None)
+        return arguments["input"], *window, *flags
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
         (pad_h, pad_w) = spec.padding

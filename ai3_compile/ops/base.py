@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +15,10 @@ from ..selection import OpSpec, TensorSpec
 
 if TYPE_CHECKING:
     from ..backends import abi
+    from ..registry import Algorithm
+
+# (name, value) pairs, hashable.
+Attributes = tuple[tuple[str, Any], ...]
 
 
 class Operation(ABC):
@@ -26,14 +31,25 @@ class Operation(ABC):
     default: ClassVar[str]
     """The selector that `default` stands for."""
     default_reason: ClassVar[str]
+    modules: ClassVar[tuple[type[torch.nn.Module], ...]]
+    """The modules of torch.nn that do nothing but this operation."""
+    autocasts: ClassVar[bool] = False
+    """Whether autocast runs it in a lower precision."""
 
     @abstractmethod
     def match(self, node: Node) -> OpSpec | None:
         """The operation at this node of an ATen graph, or None where the node is another."""
 
     @abstractmethod
-    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
+    def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
+        """The input, weight and bias of a node that `match` has recognised."""
+
+    def emit(self, node: Node, spec: OpSpec, algorithm: Algorithm, is_static: Callable[[Node], bool]) -> Node:
         """Inserts ai3's operation before `node` and returns it; it computes what `node` computes."""
+        input, weight, bias = self.tensors(node)
+        static = weight is not None and is_static(weight)
+        args, kwargs = self.arguments(input, weight, bias, dict(spec.attributes), algorithm.id, static)
+        return node.graph.call_function(self.overload_for(algorithm), args, kwargs)
 
     @abstractmethod
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
@@ -51,31 +67,106 @@ class Operation(ABC):
     def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient for each input, through ATen."""
 
+    @abstractmethod
+    def attributes_of(self, module: Any) -> Attributes:
+        """What a call of the module says besides its tensors, as OpSpec.attributes have it."""
+
+    @abstractmethod
+    def output_shape(
+        self, input: Sequence[int], weight: Sequence[int] | None, attributes: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        """The output's shape, of an image with its batch; None where the shapes do not fit each other."""
+
+    @abstractmethod
+    def arguments(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        attributes: Mapping[str, Any],
+        algorithm: int,
+        static_weight: bool,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of ai3's operation for a call on these tensors, or nodes."""
+
+    @abstractmethod
+    def call_torch(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        attributes: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """The same call, left to PyTorch."""
+
+    @abstractmethod
+    def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        """ai3's arguments, by their names in the schema, as torch.nn.functional has them."""
+
+    def spec(
+        self,
+        name: str,
+        input_shape: Sequence[int],
+        weight_shape: Sequence[int] | None,
+        has_bias: bool,
+        dtype: torch.dtype,
+        device: str,
+        attributes: Mapping[str, Any],
+    ) -> OpSpec | None:
+        """The OpSpec of a module's call; None where the shapes do not fit each other."""
+        shape = tuple(input_shape)
+        output_shape = self.output_shape(shape, weight_shape, attributes)
+        if output_shape is None:
+            return None
+        described = self.described(tuple(weight_shape or ()), has_bias, dtype, attributes)
+        return OpSpec(self.name, name, shape, output_shape, dtype, device, tuple(described.items()))
+
+    def described(
+        self, weight_shape: tuple[int, ...], has_bias: bool, dtype: torch.dtype, attributes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The attributes as a user reads them from an OpSpec."""
+        return dict(attributes)
+
     def register(self) -> None:
-        torch.library.register_fake(self.op_name, self.fake)
-        torch.library.register_autograd(self.op_name, self.backward, setup_context=self.setup_context)
+        for overload in (self.op_name, f"{self.op_name}.python"):
+            torch.library.register_fake(overload, self.fake)
+            torch.library.register_autograd(overload, self.backward, setup_context=self.setup_context)
 
     @property
     def overload(self) -> torch._ops.OpOverload:
+        return self._packet.default
+
+    def overload_for(self, algorithm: Algorithm) -> torch._ops.OpOverload:
+        """What runs the algorithm: the core library, or for a Python function an overload that calls it."""
+        return self._packet.python if algorithm.platform == "python" else self._packet.default
+
+    @property
+    def _packet(self) -> Any:
         namespace, name = self.op_name.split("::")
-        return getattr(getattr(torch.ops, namespace), name).default
+        return getattr(getattr(torch.ops, namespace), name)
+
+
+# Sizes to count with instead of those that a graph was captured with: values of the symbols they are made of.
+HINTS: ContextVar[Mapping[Any, int]] = ContextVar("ai3_hints", default={})
 
 
 def hint(size: int | torch.SymInt) -> int:
     """A size as captured; reading it adds no guard. An unbacked size counts as 1."""
     if isinstance(size, int):
         return size
-    value = size.node.hint
-    return 1 if value is None else int(value)
+    value = size.node.expr.xreplace(HINTS.get()) if HINTS.get() else size.node.hint
+    if getattr(value, "is_number", True):
+        return 1 if value is None else int(value)
+    return 1 if size.node.hint is None else int(size.node.hint)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(hint(size) for size in node.meta["val"].shape)
 
 
-def unbatched(source: Node) -> str | None:
-    """Why a pool over this image stays with torch: graphs hold unbatched images for pools only."""
-    return "an unbatched image" if len(source.meta["val"].shape) == 3 else None
+def image(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an image with its batch: an unbatched one is a batch of one."""
+    return (1, *shape) if len(shape) == 3 else tuple(shape)
 
 
 def tensor_spec(node: Node | None) -> TensorSpec | None:
@@ -88,7 +179,7 @@ def spec_of(operation: str, node: Node, source: Node, attributes: dict[str, Any]
     return OpSpec(
         operation=operation,
         name=module_path(node),
-        input_shape=shape_of(source),
+        input_shape=fields.pop("input_shape", None) or shape_of(source),
         output_shape=fields.pop("output_shape", None) or shape_of(node),
         dtype=value.dtype,
         device=value.device.type,
@@ -125,12 +216,52 @@ def empty_image(input: torch.Tensor, channels: Any, height: Any, width: Any, cha
     )
 
 
+def window_pair(value: Any) -> tuple[int, int]:
+    """As `pair`, of a module's attribute, which may hold tensors' sizes."""
+    return (int(value), int(value)) if not isinstance(value, Sequence) else (int(value[0]), int(value[-1]))
+
+
+def equal_paddings(padding: Sequence[int]) -> tuple[int, ...]:
+    """(height, width) of the paddings top, bottom, left, right where both sides are padded alike; else the four."""
+    top, bottom, left, right = padding
+    return (top, left) if top == bottom and left == right else (top, bottom, left, right)
+
+
+def four_paddings(padding: Sequence[int]) -> tuple[int, int, int, int]:
+    """top, bottom, left, right of what `equal_paddings` gave."""
+    if len(padding) == 2:
+        return padding[0], padding[0], padding[1], padding[1]
+    top, bottom, left, right = padding
+    return top, bottom, left, right
+
+
 def pool_extent(size: Any, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> Any:
     """Output size of a pooling window, as ATen's pooling_output_shape."""
     out = (size + 2 * pad - dilation * (kernel - 1) - 1 + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (out - 1) * stride >= size + pad:
         out -= 1
     return out
+
+
+# What every pooling window has, besides its dilation.
+WINDOW = ("kernel_size", "stride", "padding", "ceil_mode")
+
+
+def pooled(
+    image: Sequence[int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    ceil_mode: bool,
+    dilation: tuple[int, int],
+) -> tuple[int, ...] | None:
+    """The shape of a pooled image; None where PyTorch refuses the window."""
+    window = zip(image[2:], kernel_size, stride, padding, dilation)
+    extents = [pool_extent(size, kernel, by, pad, dil, ceil_mode) for size, kernel, by, pad, dil in window]
+    pads = zip(padding, kernel_size, dilation)
+    if min(extents) <= 0 or any(pad > ((kernel - 1) * dil + 1) // 2 for pad, kernel, dil in pads):
+        return None
+    return (*image[:2], *extents)
 
 
 def fill_window(

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch.fx import Node
 
-from ..selection import OpSpec
-from .base import Operation, empty_image, fill_window, pair, spec_of, tensor_spec
+from ..selection import OpSpec, TensorSpec
+from .base import (
+    Attributes,
+    Operation,
+    empty_image,
+    equal_paddings,
+    fill_window,
+    four_paddings,
+    pair,
+    spec_of,
+    tensor_spec,
+)
 
 if TYPE_CHECKING:
     from ..backends import abi
@@ -22,6 +33,8 @@ class Conv2d(Operation):
     op_name = "ai3::conv2d"
     default = "guess|torch"
     default_reason = "the cheapest of ai3's algorithms by estimate; torch for dtypes that none of them computes"
+    modules = (torch.nn.Conv2d,)
+    autocasts = True
 
     def match(self, node: Node) -> OpSpec | None:
         if node.target is not aten.convolution.default:
@@ -53,11 +66,85 @@ class Conv2d(Operation):
             torch_only=None if constant else "its window changes with the input",
         )
 
-    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
+    def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
         input, weight, bias = node.args[:3]
-        (pad_h, pad_w) = spec.padding
-        args = (input, weight, bias, *spec.stride, pad_h, pad_h, pad_w, pad_w, *spec.dilation, spec.groups, algorithm)
-        return node.graph.call_function(self.overload, args, {"static_weight": is_static(weight)})  # type: ignore[arg-type]
+        return input, weight, bias  # type: ignore[return-value]
+
+    def attributes_of(self, module: Any) -> Attributes:
+        left, right, top, bottom = module._reversed_padding_repeated_twice  # also where padding is 'same'
+        # Other modes than zeros are a padded copy of the image, made before the operation.
+        padding = (top, bottom, left, right) if module.padding_mode == "zeros" else (0, 0, 0, 0)
+        return (
+            ("stride", tuple(module.stride)),
+            ("padding", equal_paddings(padding)),
+            ("dilation", tuple(module.dilation)),
+            ("groups", module.groups),
+        )
+
+    def output_shape(
+        self, input: Sequence[int], weight: Sequence[int] | None, attributes: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        assert weight is not None
+        if len(input) != 4 or input[1] != weight[1] * attributes["groups"] or 0 in weight:
+            return None
+        top, bottom, left, right = four_paddings(attributes["padding"])
+        extents = []
+        for i, pad in enumerate((top + bottom, left + right)):
+            reach = attributes["dilation"][i] * (weight[2 + i] - 1)
+            extents.append((input[2 + i] + pad - reach - 1) // attributes["stride"][i] + 1)
+        return (input[0], weight[0], *extents) if min(extents) > 0 else None
+
+    def described(
+        self, weight_shape: tuple[int, ...], has_bias: bool, dtype: torch.dtype, attributes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "weight": TensorSpec(weight_shape, dtype),
+            "bias": TensorSpec(weight_shape[:1], dtype) if has_bias else None,
+            **attributes,
+            "in_channels": weight_shape[1] * attributes["groups"],
+            "out_channels": weight_shape[0],
+            "kernel_size": weight_shape[2:],
+            "padding_mode": "zeros",
+        }
+
+    def arguments(
+        self, input: Any, weight: Any, bias: Any, attributes: Mapping[str, Any], algorithm: int, static_weight: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        padding = four_paddings(attributes["padding"])
+        window = (*attributes["stride"], *padding, *attributes["dilation"], attributes["groups"])
+        return (input, weight, bias, *window, algorithm), {"static_weight": static_weight}
+
+    def call_torch(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        attributes: Mapping[str, Any],
+    ) -> torch.Tensor:
+        assert weight is not None
+        padding = attributes["padding"]
+        if len(padding) == 4:
+            top, bottom, left, right = padding
+            input, padding = F.pad(input, (left, right, top, bottom)), (0, 0)
+        return F.conv2d(
+            input, weight, bias, attributes["stride"], padding, attributes["dilation"], attributes["groups"]
+        )
+
+    def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        a = arguments
+        input, weight, bias = a["input"], a["weight"], a["bias"]
+        padding = equal_paddings((a["pad_top"], a["pad_bottom"], a["pad_left"], a["pad_right"]))
+        if len(padding) == 4:
+            top, bottom, left, right = padding
+            input, padding = F.pad(input, (left, right, top, bottom)), (0, 0)
+        if a["bn_mean"] is not None:
+            scale = torch.rsqrt(a["bn_var"] + a["bn_eps"])
+            scale = scale if a["bn_weight"] is None else scale * a["bn_weight"]
+            weight = weight * scale.view(-1, 1, 1, 1)
+            bias = (-a["bn_mean"] if bias is None else bias - a["bn_mean"]) * scale
+            bias = bias if a["bn_bias"] is None else bias + a["bn_bias"]
+        stride, dilation = (a["stride_h"], a["stride_w"]), (a["dilation_h"], a["dilation_w"])
+        return input, weight, bias, stride, padding, dilation, a["groups"]
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
         from ..backends.cpp import tensor_of
@@ -65,8 +152,7 @@ class Conv2d(Operation):
         args.weight = tensor_of(spec.weight.shape)
         args.has_bias = spec.bias is not None
         args.groups = spec.groups
-        (pad_h, pad_w) = spec.padding
-        fill_window(args, spec.kernel_size, spec.stride, (pad_h, pad_h, pad_w, pad_w), spec.dilation)
+        fill_window(args, spec.kernel_size, spec.stride, four_paddings(spec.padding), spec.dilation)
 
     def fake(  # type: ignore[override]
         self,
@@ -111,7 +197,10 @@ class Conv2d(Operation):
             inverse = torch.rsqrt(var + ctx.eps)
             scale = inverse if bn_weight is None else bn_weight * inverse
             folded = weight * scale.view(-1, 1, 1, 1)
-        grad_input, grad_folded, grad_bias = _convolution_backward(grad, input, folded, ctx.window)
+        wants = ctx.needs_input_grad
+        folds = mean is not None
+        mask = [wants[0], wants[1] or folds, wants[2] or folds]
+        grad_input, grad_folded, grad_bias = _convolution_backward(grad, input, folded, ctx.window, mask)
 
         grad_weight = grad_folded
         bn_grads: list[torch.Tensor | None] = [None, None, None, None]
@@ -141,9 +230,12 @@ class Conv2d(Operation):
 
 
 def _convolution_backward(
-    grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, window: tuple[int, ...]
+    grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, window: tuple[int, ...], mask: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of a convolution with the four paddings of `window`, which ATen knows only in equal pairs."""
+    """Gradients of a convolution with the four paddings of `window`, which ATen knows only in equal pairs.
+
+    `mask` says which of input, weight and bias want one; the others are None.
+    """
     stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups = window
     unbatched = input.dim() == 3
     if unbatched:
@@ -162,8 +254,8 @@ def _convolution_backward(
         False,
         [0, 0],
         groups,
-        [True, True, True],
+        mask,
     )
-    if not symmetric:
+    if not symmetric and mask[0]:
         grad_input = torch.nn.functional.pad(grad_input, (-left, -right, -top, -bottom))
-    return grad_input.squeeze(0) if unbatched else grad_input, grad_weight, grad_bias
+    return grad_input.squeeze(0) if unbatched and mask[0] else grad_input, grad_weight, grad_bias

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch.fx import Node
 
-from ..selection import OpSpec
-from .base import Operation, spec_of, tensor_spec
+from ..selection import OpSpec, TensorSpec
+from .base import Attributes, Operation, spec_of, tensor_spec
 
 if TYPE_CHECKING:
     from ..backends import abi
@@ -22,6 +23,8 @@ class Linear(Operation):
     op_name = "ai3::linear"
     default = "guess|torch"
     default_reason = "the cheapest of ai3's algorithms by estimate; torch for dtypes that none of them computes"
+    modules = (torch.nn.Linear,)
+    autocasts = True
 
     def match(self, node: Node) -> OpSpec | None:
         parts = _parts(node)
@@ -39,10 +42,48 @@ class Linear(Operation):
         }
         return spec_of(self.name, node, input, attributes)
 
-    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
+    def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
         parts = _parts(node)
         assert parts is not None
-        return node.graph.call_function(self.overload, (*parts, algorithm), {"static_weight": is_static(parts[1])})
+        return parts
+
+    def attributes_of(self, module: Any) -> Attributes:
+        return ()
+
+    def output_shape(
+        self, input: Sequence[int], weight: Sequence[int] | None, attributes: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        assert weight is not None
+        return (*input[:-1], weight[0]) if len(input) > 0 and input[-1] == weight[1] and 0 not in weight else None
+
+    def described(
+        self, weight_shape: tuple[int, ...], has_bias: bool, dtype: torch.dtype, attributes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        out_features, in_features = weight_shape
+        return {
+            "weight": TensorSpec(weight_shape, dtype),
+            "bias": TensorSpec((out_features,), dtype) if has_bias else None,
+            "in_features": in_features,
+            "out_features": out_features,
+        }
+
+    def arguments(
+        self, input: Any, weight: Any, bias: Any, attributes: Mapping[str, Any], algorithm: int, static_weight: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input, weight, bias, algorithm), {"static_weight": static_weight}
+
+    def call_torch(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        attributes: Mapping[str, Any],
+    ) -> torch.Tensor:
+        assert weight is not None
+        return F.linear(input, weight, bias)
+
+    def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        return arguments["input"], arguments["weight"], arguments["bias"]
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
         from ..backends.cpp import tensor_of
@@ -63,9 +104,18 @@ class Linear(Operation):
         if ctx.activation:
             grad = aten.threshold_backward(grad, output, 0)
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_weight = rows.t() @ input.reshape(-1, input.shape[-1])
-        grad_bias = rows.sum(0) if ctx.has_bias else None
-        return grad @ weight, grad_weight, grad_bias, None, None, grad if ctx.has_residual else None, None
+        wants = ctx.needs_input_grad
+        grad_weight = rows.t() @ input.reshape(-1, input.shape[-1]) if wants[1] else None
+        grad_bias = rows.sum(0) if ctx.has_bias and wants[2] else None
+        return (
+            grad @ weight if wants[0] else None,
+            grad_weight,
+            grad_bias,
+            None,
+            None,
+            grad if ctx.has_residual else None,
+            None,
+        )
 
 
 def _parts(node: Node) -> tuple[Node, Node, Node | None] | None:
@@ -77,8 +127,10 @@ def _parts(node: Node) -> tuple[Node, Node, Node | None] | None:
     else:
         return None
     assert isinstance(transposed, Node) and isinstance(input, Node)
-    is_transpose = transposed.target is aten.t.default or (
-        transposed.target is aten.permute.default and list(transposed.args[1]) == [1, 0]  # type: ignore[arg-type]
+    is_transpose = (
+        transposed.target is aten.t.default
+        or (transposed.target is aten.permute.default and list(transposed.args[1]) == [1, 0])  # type: ignore[arg-type]
+        or (transposed.target is aten.transpose.int and {d % 2 for d in transposed.args[1:]} == {0, 1})  # type: ignore[operator]
     )
     weight = transposed.args[0]
     if not is_transpose or not isinstance(weight, Node) or 0 in weight.meta["val"].shape:

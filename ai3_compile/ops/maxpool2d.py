@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch.fx import Node
 
 from ..selection import OpSpec
-from .base import Operation, empty_image, fill_window, pair, pool_extent, shape_of, spec_of, unbatched
+from .base import (
+    WINDOW,
+    Attributes,
+    Operation,
+    empty_image,
+    fill_window,
+    image,
+    pair,
+    pool_extent,
+    pooled,
+    shape_of,
+    spec_of,
+    window_pair,
+)
 
 if TYPE_CHECKING:
     from ..backends import abi
@@ -25,6 +39,7 @@ class MaxPool2d(Operation):
     op_name = "ai3::max_pool2d"
     default = "guess|torch"
     default_reason = "ai3's kernel; torch for dtypes it does not compute and where the indices are used"
+    modules = (torch.nn.MaxPool2d,)
 
     def match(self, node: Node) -> OpSpec | None:
         """Matches the getitem that takes the values, since that is what ai3's operation replaces."""
@@ -36,7 +51,7 @@ class MaxPool2d(Operation):
         source = pool.args[0]
         assert isinstance(source, Node)
         kernel, stride, padding, dilation, ceil_mode = _window(pool)
-        uses_indices = any(user.args[1] == 1 for user in pool.users)
+        uses_indices = any(user.args[1] == 1 and user.users for user in pool.users)
         return spec_of(
             self.name,
             node,
@@ -49,17 +64,50 @@ class MaxPool2d(Operation):
                 "ceil_mode": ceil_mode,
                 "return_indices": uses_indices,
             },
-            output_shape=shape_of(node),
-            torch_only="its indices are used, by the model or by the backward pass"
-            if uses_indices
-            else unbatched(source),
+            input_shape=image(shape_of(source)),
+            output_shape=image(shape_of(node)),
+            torch_only="its indices are used, by the model or by the backward pass" if uses_indices else None,
         )
 
-    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
+    def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
         pool = node.args[0]
-        assert isinstance(pool, Node)
-        window = (*spec.kernel_size, *spec.stride, *spec.padding, *spec.dilation, spec.ceil_mode)
-        return node.graph.call_function(self.overload, (pool.args[0], *window, algorithm))
+        assert isinstance(pool, Node) and isinstance(pool.args[0], Node)
+        return pool.args[0], None, None
+
+    def attributes_of(self, module: Any) -> Attributes:
+        pairs = ("kernel_size", "stride", "padding", "dilation")
+        return (
+            *((name, window_pair(getattr(module, name))) for name in pairs),
+            ("ceil_mode", bool(module.ceil_mode)),
+            ("return_indices", bool(module.return_indices)),
+        )
+
+    def output_shape(
+        self, input: Sequence[int], weight: Sequence[int] | None, attributes: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        if len(input) != 4 or attributes["return_indices"]:
+            return None
+        return pooled(input, dilation=attributes["dilation"], **{name: attributes[name] for name in WINDOW})
+
+    def arguments(
+        self, input: Any, weight: Any, bias: Any, attributes: Mapping[str, Any], algorithm: int, static_weight: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        window = (*attributes["kernel_size"], *attributes["stride"], *attributes["padding"], *attributes["dilation"])
+        return (input, *window, attributes["ceil_mode"], algorithm), {}
+
+    def call_torch(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        attributes: Mapping[str, Any],
+    ) -> torch.Tensor:
+        return F.max_pool2d(input, **attributes)
+
+    def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        pairs = ("kernel", "stride", "pad", "dilation")
+        window = ((arguments[f"{name}_h"], arguments[f"{name}_w"]) for name in pairs)
+        return arguments["input"], *window, arguments["ceil_mode"]
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
         (pad_h, pad_w) = spec.padding

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
 
 from ..selection import OpSpec
-from .base import Operation, spec_of
+from .base import Attributes, Operation, spec_of
 
 if TYPE_CHECKING:
     from ..backends import abi
@@ -22,6 +22,7 @@ class Relu(Operation):
     op_name = "ai3::relu"
     default = "torch"
     default_reason = "fused into the convolution or linear before it, or into its neighbours by what compiles the rest"
+    modules = (torch.nn.ReLU,)
 
     def match(self, node: Node) -> OpSpec | None:
         if node.target is not aten.relu.default:
@@ -30,8 +31,35 @@ class Relu(Operation):
         assert isinstance(source, Node)
         return spec_of(self.name, node, source, {})
 
-    def emit(self, node: Node, spec: OpSpec, algorithm: int, is_static: Callable[[Node], bool]) -> Node:
-        return node.graph.call_function(self.overload, (node.args[0], algorithm))
+    def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        return source, None, None
+
+    def attributes_of(self, module: Any) -> Attributes:
+        return ()
+
+    def output_shape(
+        self, input: Sequence[int], weight: Sequence[int] | None, attributes: Mapping[str, Any]
+    ) -> tuple[int, ...] | None:
+        return tuple(input)
+
+    def arguments(
+        self, input: Any, weight: Any, bias: Any, attributes: Mapping[str, Any], algorithm: int, static_weight: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input, algorithm), {}
+
+    def call_torch(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        attributes: Mapping[str, Any],
+    ) -> torch.Tensor:
+        return torch.relu(input)
+
+    def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (arguments["input"],)
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
         from ..backends.cpp import tensor_of
@@ -42,8 +70,7 @@ class Relu(Operation):
         args.input, args.output = tensor_of((count,)), tensor_of((count,))
 
     def fake(self, input: torch.Tensor, algorithm: int) -> torch.Tensor:
-        dense = input.is_contiguous() or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
-        return torch.empty_like(input if dense else input.contiguous())
+        return torch.empty_like(input)
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         ctx.save_for_backward(output)

@@ -67,7 +67,7 @@ def is_ai3(node: Any, *operations: str) -> bool:
     """Whether a node is one of ai3's operations, of the given names if any (`ai3::conv2d`)."""
     if not isinstance(node, Node) or not isinstance(node.target, torch._ops.OpOverload):
         return False
-    name = node.target.name()
+    name = node.target._schema.name  # without its overload
     return name in operations if operations else name.startswith("ai3::")
 
 

@@ -29,7 +29,7 @@ def _residual(node: Node, user: Node) -> dict[str, Any] | None:
 
 
 def _relu(node: Node, user: Node) -> dict[str, Any] | None:
-    if not (user.target is aten.relu.default or is_ai3(user, "ai3::relu")) or node.kwargs.get("activation"):
+    if user.target is not aten.relu.default or node.kwargs.get("activation"):
         return None
     return {"activation": RELU}
 

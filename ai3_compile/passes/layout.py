@@ -57,7 +57,7 @@ def run(graph: Graph, context: Context) -> None:
         if node.op != "call_function":
             continue
         if is_ai3(node, *IMAGE_OPERATIONS):
-            if _prefers_channels_last(node, context):
+            if node.meta["val"].dim() == 4 and _prefers_channels_last(node, context):
                 node.kwargs = {**node.kwargs, "channels_last": True}
                 for argument in _images_among(node):
                     if not argument.meta["val"].is_contiguous(memory_format=torch.channels_last):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch.fx import Graph, Node
 
 from .. import registry
 from ..ops import OPERATIONS
+from ..ops.base import spec_of
 from ..selection import Decision, OpSpec
-from ..selection import select as decide
-from .context import Context, replace
+from ..selection import select as choose
+from .context import Context, algorithm_of, is_ai3, replace
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ def run(graph: Graph, context: Context) -> None:
         found.extend((node, spec) for spec in specs if spec is not None)
     registry.prepare({spec.operation for _, spec in found})
 
+    _note_swapped(graph, context)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     static = {placeholders[i] for i in context.static_inputs} if context.is_inference else set()
     for name, operation in OPERATIONS.items():
@@ -29,13 +32,13 @@ def run(graph: Graph, context: Context) -> None:
         if occurrences:
             context.policy.selectors[name].check_count([spec for _, spec in occurrences])
         for index, (node, spec) in enumerate(occurrences):
-            decision = _decide(context, index, spec)
+            decision = decide(context, index, spec)
             context.report.add(decision, node)
             log.debug("%s", context.report.rows[-1])
             if decision.chosen.platform != "torch":
                 assert isinstance(decision.chosen, registry.Algorithm)
                 with graph.inserting_before(node):
-                    new = operation.emit(node, spec, decision.chosen.id, static.__contains__)
+                    new = operation.emit(node, spec, decision.chosen, static.__contains__)
                 context.report.rename(node, new)
                 context.algorithms[decision.chosen.id] = decision.chosen
                 replace(node, new)
@@ -43,13 +46,32 @@ def run(graph: Graph, context: Context) -> None:
     context.report.sort_by(graph)
 
 
-def _decide(context: Context, index: int, spec: OpSpec) -> Decision:
+def _note_swapped(graph: Graph, context: Context) -> None:
+    """The operations of swapped modules are in the graph already, with the algorithms chosen for them in eager mode."""
+    for node in graph.nodes:
+        if not is_ai3(node):
+            continue
+        chosen = registry.by_id(algorithm_of(node))
+        assert chosen is not None
+        spec = spec_of(chosen.operation, node, node.args[0], {})
+        context.report.add(Decision(spec, chosen.qualified, chosen, "chosen by swap_operation", (), False), node)
+        context.algorithms[chosen.id] = chosen
+        # As the passes write them: by name behind the algorithm.
+        assert isinstance(node.target, torch._ops.OpOverload)
+        names = [argument.name for argument in node.target._schema.arguments]
+        last = names.index("algorithm") + 1
+        node.kwargs = {**dict(zip(names[last:], node.args[last:])), **node.kwargs}
+        node.args = node.args[:last]
+
+
+def decide(context: Context, index: int, spec: OpSpec) -> Decision:
+    """What the selector of the operation chooses for its index-th occurrence."""
     selector = context.policy.selectors[spec.operation]
-    return decide(
+    return choose(
         spec,
         selector.text_for(index, spec),
-        registry.algorithms(),
+        registry.known(),
         context.system,
-        default=OPERATIONS[spec.operation].default,
+        default=registry.default_of(spec.operation),
         strict=context.policy.strict,
     )

@@ -29,6 +29,12 @@ class Row:
     """Every other algorithm and the reason against it."""
     fused: list[str] = field(default_factory=list)
     """What runs inside this operation: batch_norm, add, relu."""
+    chosen: str = ""
+    """As `algorithm`, also where the operation was then fused into another."""
+    selector: str = ""
+    """What the user asked for this operation."""
+    by_policy: bool = False
+    """Whether `default` or `guess` chose."""
 
     def __str__(self) -> str:
         extra = "".join(f" + {name}" for name in self.fused)
@@ -45,7 +51,8 @@ class GraphReport:
         self.rows: list[Row] = []
         self._nodes: dict[Node, Row] = {}
 
-    def add(self, decision: Decision, node: Node) -> None:
+    def add(self, decision: Decision, node: Node | None) -> None:
+        """The row of a decision, and of the graph's node that it is about."""
         spec = decision.spec
         row = Row(
             operation=spec.operation,
@@ -56,9 +63,17 @@ class GraphReport:
             algorithm=decision.chosen.qualified,
             why=decision.why,
             rejected={r.algorithm: r.reason for r in decision.rejected},
+            chosen=decision.chosen.qualified,
+            selector=decision.selector,
+            by_policy=decision.by_policy,
         )
         self.rows.append(row)
-        self._nodes[node] = row
+        if node is not None:
+            self._nodes[node] = row
+
+    def add_without_input(self, operation: str, name: str, algorithm: str, why: str) -> None:
+        """The row of a module whose input is not known."""
+        self.rows.append(Row(operation, name, (), (), "", algorithm, why, {}))
 
     def rename(self, old: Node, new: Node) -> None:
         """The row of `old` is now computed by `new`."""

@@ -45,10 +45,14 @@ class Selector:
     operation: str
     value: Selectable
     known: tuple[Candidate, ...]
+    exact: bool = True
+    """Whether a sequence must end with the graph's operations; else entries beyond them are not used."""
 
     def check_count(self, specs: Sequence[OpSpec]) -> None:
         """Raises SelectorLengthError where a sequence does not name one entry for each occurrence."""
         if isinstance(self.value, str) or callable(self.value) or len(self.value) == len(specs):
+            return
+        if len(self.value) > len(specs) and not self.exact:
             return
         raise SelectorLengthError(
             operation=self.operation,
@@ -64,7 +68,7 @@ class Selector:
         if not callable(self.value):
             return self.value[index]
         try:
-            answer = self.value(spec, spec.input_shape) if _takes_shape(self.value) else self.value(spec)
+            answer = self.value(spec, spec.input_shape) if takes_shape(self.value) else self.value(spec)
         except Exception as error:  # the user's own code: whatever it raises is shown as what it is
             raise SelectorCallError(
                 operation=self.operation, selector=self.value, spec=spec, error=f"{type(error).__name__}: {error}"
@@ -73,7 +77,7 @@ class Selector:
         return answer
 
 
-def parse_selector(operation: str, value: Any, known: Sequence[Candidate]) -> Selector:
+def parse_selector(operation: str, value: Any, known: Sequence[Candidate], *, exact: bool = True) -> Selector:
     """Checks a selector: a string, a sequence of strings, or a function of `(op)` or `(op, input_shape)`.
 
     Raises SelectorError for another type or arity and UnknownAlgorithmError for an unknown name.
@@ -81,7 +85,7 @@ def parse_selector(operation: str, value: Any, known: Sequence[Candidate]) -> Se
     if isinstance(value, str):
         parse_names(operation, value, known)
     elif callable(value):
-        _takes_shape(value, operation)
+        takes_shape(value, operation)
     elif isinstance(value, Sequence):
         for entry in value:
             parse_names(operation, entry, known)
@@ -91,10 +95,10 @@ def parse_selector(operation: str, value: Any, known: Sequence[Candidate]) -> Se
             message=f"{operation}: a selector is a name, several in order of preference ('winograd|direct'), a "
             f"sequence of names, or a function of the operation; got {type(value).__name__}."
         )
-    return Selector(operation, value, tuple(known))
+    return Selector(operation, value, tuple(known), exact)
 
 
-def _takes_shape(function: Callable[..., str], operation: str = "") -> bool:
+def takes_shape(function: Callable[..., str], operation: str = "") -> bool:
     """Whether a selector function takes (op, input_shape) rather than (op)."""
     try:
         signature = inspect.signature(function)

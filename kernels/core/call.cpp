@@ -1,5 +1,6 @@
 // One call of an algorithm: layout, output, workspace, the profiler's label, and the epilogue it leaves to us.
 #include <array>
+#include <mutex>
 
 #include "core.h"
 
@@ -8,7 +9,7 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
-void parallel_for(int64_t count, ai3_range_fn body, void* arg) {
+void split_ranges(int64_t count, ai3_range_fn body, void* arg) {
   struct Task {
     ai3_range_fn body;
     void* arg;
@@ -33,6 +34,22 @@ void* workspace(size_t bytes) {
   }
   return buffer.get();
 }
+
+// What an algorithm runs on, and what it says if it fails.
+struct Runtime : ai3_runtime {
+  explicit Runtime(int32_t threads) : ai3_runtime{threads, split_ranges, set_failure} {}
+
+  static void set_failure(const ai3_runtime* self, const char* message) {
+    Runtime* runtime = const_cast<Runtime*>(static_cast<const Runtime*>(self));
+    const std::lock_guard lock(runtime->mutex);
+    if (!runtime->failed) runtime->failure = message;
+    runtime->failed = true;
+  }
+
+  std::mutex mutex;
+  bool failed = false;
+  std::string failure;
+};
 
 class ProfilerLabel {
  public:
@@ -126,18 +143,19 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
   const ai3_kernel* table = kernel.table;
   const std::shared_ptr<void> plan = prepare_plan(kernel, id, args);
   args.plan = plan.get();
-  const ai3_runtime runtime{static_cast<int32_t>(torch::stable::get_num_threads()), parallel_for};
+  Runtime runtime(static_cast<int32_t>(torch::stable::get_num_threads()));
   args.runtime = &runtime;
   args.workspace = table->workspace_bytes == nullptr ? nullptr : workspace(table->workspace_bytes(&args));
-  if ((table->flags & AI3_EPILOGUE) != 0) {
-    table->run(&args);
-    return;
-  }
+  const bool has_epilogue = (table->flags & AI3_EPILOGUE) != 0;
   ai3_args plain = args;
-  plain.residual = ai3_tensor{};
-  plain.has_residual = 0;
-  plain.activation = AI3_IDENTITY;
+  if (!has_epilogue) {
+    plain.residual = ai3_tensor{};
+    plain.has_residual = 0;
+    plain.activation = AI3_IDENTITY;
+  }
   table->run(&plain);
+  STD_TORCH_CHECK(!runtime.failed, kernel.label, ": ", runtime.failure);
+  if (has_epilogue) return;
   if (args.has_residual != 0 || args.activation != AI3_IDENTITY) {
     (args.dtype == AI3_FLOAT64 ? add_and_activate<double> : add_and_activate<float>)(elements, args.output.data,
                                                                                      args.residual.data,

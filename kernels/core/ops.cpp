@@ -231,13 +231,15 @@ Tensor adaptive_avg_pool2d(const Tensor& input, int64_t out_h, int64_t out_w, in
 
 Tensor relu(const Tensor& input, int64_t algorithm) {
   const LoadedKernel& kernel = find_kernel(algorithm);
-  // Elementwise: memory order is irrelevant as long as the output has the input's. The fake says the same.
-  const bool dense =
-      input.is_contiguous() || (input.dim() == 4 && input.stride(1) == 1 && input.stride(3) == input.size(1) &&
-                                input.stride(2) == input.size(1) * input.size(3) &&
-                                input.stride(0) == input.size(1) * input.size(2) * input.size(3));
-  const Tensor in = dense ? input : torch::stable::contiguous(input);
-  Tensor result = torch::stable::empty_like(in);
+  // Elementwise: memory order is irrelevant as long as the output has the input's. What empty_like makes is dense, so
+  // an input of the same strides is dense too.
+  Tensor result = torch::stable::empty_like(input);
+  bool same_order = true;
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    same_order = same_order && (input.size(d) == 1 || input.stride(d) == result.stride(d));
+  }
+  Tensor in = same_order ? input : torch::stable::empty_like(input);
+  if (!same_order) torch::stable::copy_(in, input);
   ai3_args args{};
   args.dtype = dtype_of(input);
   args.input = contiguous_view(const_cast<void*>(in.const_data_ptr()), {in.numel()});

@@ -391,13 +391,43 @@ def test_what_no_algorithm_can_take_is_left_to_torch(name):
         torch.testing.assert_close(f(x), function(weight, x), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)], ids=["maxpool2d", "avgpool2d"])
-def test_an_unbatched_pool_has_a_row_and_its_reason(pool):
+@pytest.mark.parametrize("rest", ["eager", "inductor"])
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(3)], ids=str
+)
+def test_an_unbatched_image_is_a_batch_of_one(pool, rest):
     x = torch.randn(3, 8, 8)
     with torch.no_grad():
-        close(compiled(pool, rest="eager")(x), pool(x))
+        found = compiled(pool, rest=rest)(x)
+        close(found, pool(x))
     (row,) = ai3_compile.last_report()
-    assert row.algorithm == "torch" and row.rejected == {"direct@cpp": "an unbatched image"}
+    assert row.algorithm == "direct@cpp" and row.input_shape == (1, 3, 8, 8) and found.shape == pool(x).shape
+
+
+@pytest.mark.parametrize("rest", ["eager", "inductor"])
+@pytest.mark.parametrize("sizes", [(1, 8, 4), (2, 3, 1), (5, 1, 7)], ids=str)
+def test_small_linears_are_not_taken_apart_before_they_are_seen(sizes, rest):
+    rows, inputs, outputs = sizes
+    layer, x = nn.Linear(inputs, outputs), torch.randn(rows, inputs)
+    with torch.no_grad():
+        close(compiled(layer, rest=rest, strict=True)(x), layer(x))
+    (row,) = ai3_compile.last_report()
+    assert row.algorithm == "gemm@cpp"
+
+
+def test_a_product_with_a_transposed_weight_is_a_linear():
+    weight, x = torch.randn(6, 5), torch.randn(4, 5)
+    with torch.no_grad():
+        close(compiled(lambda x: x @ weight.transpose(0, 1), rest="eager")(x), x @ weight.t())
+    (row,) = ai3_compile.last_report()
+    assert row.algorithm == "gemm@cpp"
+
+
+def test_relu_keeps_any_order_of_dimensions():
+    x = torch.randn(4, 5, 6).permute(2, 0, 1)
+    with torch.no_grad():
+        found = compiled(nn.ReLU(), rest="eager", relu="direct")(x)
+    assert found.stride() == x.stride() and torch.equal(found, x.relu())
 
 
 def test_inductors_freezing_does_not_take_the_choice_away():

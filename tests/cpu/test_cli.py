@@ -52,7 +52,7 @@ def test_explain_takes_a_callable_of_the_users_own(capsys):
         (("explain", "resnet18"), "expected torchvision:<model> or package.module:callable"),
         (("explain", "torchvision:resnet"), "no such model"),
         (("explain", "no.such.module:f"), "No module named"),
-        (("explain", "tests.harness:GUARD"), "not"),
+        (("explain", "ai3_compile.testing.harness:GUARD"), "not"),
         (("explain", "torchvision:alexnet", "--shape", "1,3,64,64", "--option", "conv2d=winograd"), "does not fit"),
         (("explain", "torchvision:alexnet", "--shape", "1,3,64,64", "--option", "con=winograd"), "Did you mean"),
     ],

@@ -15,8 +15,7 @@ import ai3_compile
 from ai3_compile import backend, passes, zoo
 from ai3_compile.ops import OPERATIONS
 from ai3_compile.report import GraphReport, Row
-
-from .. import harness
+from ai3_compile.testing import harness, references
 
 # Side of the input image; smaller than usual where the architecture allows it, for time.
 NETWORKS = {
@@ -96,7 +95,7 @@ def profiled(call) -> tuple[torch.Tensor, set[str]]:
 
 def check(found: torch.Tensor, expected: torch.Tensor, rows: Iterable[Row], ran: set[str]) -> None:
     # A network amplifies the rounding of its layers: 1e-6 a layer (Winograd 5e-6), some hundred layers deep.
-    assert harness.relative_error(found, expected) < 1e-4
+    assert references.relative_error(found, expected) < 1e-4
     assert found.stride() == expected.stride()
     labels = {f"{OPERATIONS[row.operation].op_name}[{row.algorithm}]" for row in rows if "@" in row.algorithm}
     assert ran == labels != set()

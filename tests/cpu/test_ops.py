@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ai3_compile import core, registry
-
-from .. import harness
+from ai3_compile.testing import harness, references
 
 core.load()
 ops = torch.ops.ai3
@@ -112,12 +111,12 @@ def test_values_and_every_gradient_equal_pytorchs(name):
 
     args = tuple(doubled(value) for value in given)
     out, expected = op(*args), expected_of(name, args)
-    assert harness.relative_error(out, expected) < 1e-13
+    assert references.relative_error(out, expected) < 1e-13
     wanted = [value for value in args if isinstance(value, torch.Tensor)]
     torch.manual_seed(7)
     grad = torch.randn_like(expected)
     for found, right in zip(torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad)):
-        assert harness.relative_error(found, right) < 1e-12
+        assert references.relative_error(found, right) < 1e-12
 
 
 def test_gradients_of_gradients():
@@ -143,7 +142,7 @@ def test_conv2d_takes_and_gives_any_layout(algorithm, layout, channels_last):
     residual = LAYOUTS[layout](image(2, 5, 8, 10, grad=False))
     out = conv(x, w, algorithm=algorithm.name, channels_last=channels_last, residual=residual, activation=1)
     expected = (F.conv2d(x.double(), w.double(), padding=1) + residual.double()).relu()
-    assert harness.relative_error(out, expected) < 5e-6
+    assert references.relative_error(out, expected) < 5e-6
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     assert out.stride() == torch.empty(out.shape, memory_format=memory_format).stride()
 
@@ -153,7 +152,7 @@ def test_conv2d_takes_and_gives_any_layout(algorithm, layout, channels_last):
 def test_other_operations_take_any_layout(name, layout):
     op, args = CALLS[name]
     x = LAYOUTS[layout](args[0].detach())
-    assert harness.relative_error(op(x, *args[1:]), expected_of(name, (x, *args[1:])).double()) < 1e-6
+    assert references.relative_error(op(x, *args[1:]), expected_of(name, (x, *args[1:])).double()) < 1e-6
 
 
 @pytest.mark.parametrize("name", [n for n in CALLS if "unbatched" not in n and "everything" not in n])

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 1
+#define AI3_ABI_VERSION 2
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -22,6 +22,7 @@ enum {
   AI3_NCHW = 1,      // 4-d input and output contiguous
   AI3_NHWC = 2,      // 4-d input and output channels_last; preferred where both bits are set
   AI3_EPILOGUE = 4,  // applies residual and activation itself; otherwise the core library applies them after run()
+  AI3_DEFAULT = 8,   // what `default` takes first for this operation, where it fits
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
@@ -32,21 +33,26 @@ typedef struct ai3_tensor {
   int64_t stride[AI3_MAX_DIMS];
 } ai3_tensor;
 
-// Runs body(arg, begin, end) over a partition of [0, count) on PyTorch's thread pool; ranges are disjoint and cover
-// all.
 typedef void (*ai3_range_fn)(void* arg, int64_t begin, int64_t end);
 typedef struct ai3_runtime {
   int32_t num_threads;
+  // Runs body(arg, begin, end) over a partition of [0, count) on PyTorch's thread pool; ranges are disjoint and cover
+  // all.
   void (*parallel_for)(int64_t count, ai3_range_fn body, void* arg);
+  // Says that the call failed, from any thread; the message is copied, and raised in Python once run() returns.
+  void (*fail)(const struct ai3_runtime* runtime, const char* message);
 } ai3_runtime;
 
+// clang-format off
 // The arguments of one call. An operation reads the fields it names below; the others are zero.
-//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output;
-//   window, groups linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all
-//   contiguous maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode avgpool2d          input
-//   [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override adaptiveavgpool2d  input
-//   [N,C,H,W], output [N,C,P,Q] relu               input and output [numel], contiguous flatten            input of any
-//   dimension and any strides, output [numel], contiguous
+//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups
+//   linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all contiguous
+//   maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode
+//   avgpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override
+//   adaptiveavgpool2d  input [N,C,H,W], output [N,C,P,Q]
+//   relu               input and output [numel], contiguous
+//   flatten            input of any dimension and any strides, output [numel], contiguous
+// clang-format on
 typedef struct ai3_args {
   ai3_dtype dtype;  // of input, weight, bias, residual and output alike
   ai3_tensor input, weight, output, residual;

@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 
 import torch
 
-from ai3_compile import registry
-from ai3_compile.backends import abi, cpp
-from ai3_compile.selection import OpSpec
+from .. import registry
+from ..backends import abi, cpp
+from ..errors import KernelMemoryError
+from ..selection import OpSpec
 
 GUARD = 256
 PATTERN = 0xA5
+# As an element of float32 or float64: a NaN that no arithmetic makes.
+UNWRITTEN = 0xFF
 
 
 class Guarded:
-    """Bytes on a 64-byte boundary between guards; `check` fails where something was written around them."""
+    """Unwritten bytes on a 64-byte boundary between guards; `check` fails where something was written around them."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
         self.bytes = torch.full((size + 2 * GUARD + 64,), PATTERN, dtype=torch.uint8)
         self.start = GUARD + (-(self.bytes.data_ptr() + GUARD)) % 64
         self.address = self.bytes.data_ptr() + self.start
+        self.bytes[self.start : self.start + size] = UNWRITTEN
 
     def view(self, dtype: torch.dtype) -> torch.Tensor:
         return self.bytes[self.start : self.start + self.size].view(dtype)
 
     def check(self) -> None:
         before, after = self.bytes[: self.start], self.bytes[self.start + self.size :]
-        assert bool((before == PATTERN).all()), f"{self.name}: written before its start"
-        assert bool((after == PATTERN).all()), f"{self.name}: written behind its end"
+        if not bool((before == PATTERN).all()):
+            raise KernelMemoryError(buffer=self.name, what="written before its start")
+        if not bool((after == PATTERN).all()):
+            raise KernelMemoryError(buffer=self.name, what="written behind its end")
+
+    def check_written(self, dtype: torch.dtype) -> None:
+        """Every element has been written: none is still as it was made."""
+        bits = self.view(torch.int64 if dtype.itemsize == 8 else torch.int32)
+        left = int((bits == -1).sum())
+        if left:
+            first = int((bits == -1).nonzero()[0])
+            what = f"{left} of {bits.numel()} elements not written, or copied from scratch memory that was not"
+            raise KernelMemoryError(buffer=self.name, what=f"{what}; the first is element {first}")
 
 
 @abi.ParallelFor
@@ -42,7 +58,10 @@ def _ranges_backwards(count: int, body: Callable[[int, int, int], None], argumen
             body(argument, begin, end)
 
 
-RUNTIME = abi.Runtime(num_threads=3, parallel_for=_ranges_backwards)
+def runtime(failures: list[str]) -> abi.Runtime:
+    """What a kernel runs on; what it reports through `fail` is added to `failures`."""
+    report = abi.Fail(lambda _, message: failures.append(message.decode(errors="replace")))
+    return abi.Runtime(num_threads=3, parallel_for=_ranges_backwards, fail=report)
 
 
 def algorithms(operation: str) -> list[registry.Algorithm]:
@@ -62,16 +81,21 @@ def run_kernel(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     activation: int = 0,
-    adjust: Callable[[abi.Args], None] | None = None,
+    layout: int | None = None,
 ) -> torch.Tensor:
-    """The output of one call, computed with the algorithm's own pack, plan and workspace between guards."""
-    channels_last = bool(table.flags & abi.NHWC) and input.dim() == 4
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    args = cpp.args_of(spec, table.flags)
-    if adjust is not None:
-        adjust(args)
+    """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
+
+    `layout` is the one of the table's to use, where it has both; the preferred one if not given. Raises
+    KernelMemoryError where memory is written that is not the algorithm's to write, or left unwritten, RuntimeError with
+    the message that the algorithm fails with.
+    """
+    flags = table.flags if layout is None else layout
+    channels_last = bool(flags & abi.NHWC) and input.dim() == 4
+    args = cpp.args_of(spec, flags)
     size = input.element_size()
     buffers: list[Guarded] = []
+    failures: list[str] = []
+    runs_on = runtime(failures)
 
     def guarded(name: str, size_in_bytes: int, data: torch.Tensor | None = None) -> Guarded:
         buffer = Guarded(name, size_in_bytes)
@@ -82,13 +106,10 @@ def run_kernel(
         return buffer
 
     args.input.data = guarded("input", input.numel() * size, input).address
-    count = 1
-    for extent in spec.output_shape:
-        count *= extent
-    output = guarded("output", count * size)
+    output = guarded("output", math.prod(spec.output_shape) * size)
     args.output.data = output.address
     args.activation = activation
-    args.runtime = ctypes.pointer(RUNTIME)
+    args.runtime = ctypes.pointer(runs_on)
     if weight is not None:
         args.weight.data = guarded("weight", weight.numel() * size, weight).address
     if bias is not None:
@@ -111,16 +132,13 @@ def run_kernel(
     table.run(args)
     for buffer in buffers:
         buffer.check()
-        assert buffer.name not in inputs or torch.equal(buffer.bytes, inputs[buffer.name]), f"{buffer.name}: written"
+        if buffer.name in inputs and not torch.equal(buffer.bytes, inputs[buffer.name]):
+            raise KernelMemoryError(buffer=buffer.name, what="written, and it is an input")
+    if failures:
+        raise RuntimeError(failures[0])
+    output.check_written(input.dtype)
     flat = output.view(input.dtype)
     if channels_last:
         n, c, h, w = spec.output_shape
-        return flat.reshape(n, h, w, c).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+        return flat.reshape(n, h, w, c).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     return flat.reshape(spec.output_shape).clone()
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """||found - expected|| / ||expected||, in float64."""
-    expected = expected.double()
-    norm = expected.norm().item()
-    return (found.double() - expected).norm().item() / (norm if norm > 0 else 1.0)

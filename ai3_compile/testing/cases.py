@@ -7,10 +7,12 @@ matrix kernel, 8 rows, 4 pixels of a Winograd tile.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ai3_compile.selection import OpSpec, TensorSpec
+from ..ops.base import equal_paddings
+from ..selection import OpSpec, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,20 @@ class Conv:
         ]
         return (self.batch, self.out, extents[0], extents[1])
 
+    def attributes(self) -> dict[str, Any]:
+        return {
+            "stride": self.stride,
+            "padding": equal_paddings(self.padding),
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
     def spec(self, dtype: torch.dtype, bias: bool) -> OpSpec:
         weight = TensorSpec((self.out, self.channels // self.groups, *self.kernel), dtype)
         attributes = {
             "weight": weight,
             "bias": TensorSpec((self.out,), dtype) if bias else None,
-            "stride": self.stride,
-            "padding": (self.padding[0], self.padding[2]),
-            "dilation": self.dilation,
-            "groups": self.groups,
+            **self.attributes(),
             "in_channels": self.channels,
             "out_channels": self.out,
             "kernel_size": self.kernel,
@@ -123,6 +130,13 @@ class Pool:
     divisor_override: int | None = None
     batch: int = 2
 
+    def attributes(self, operation: str) -> dict[str, Any]:
+        window: dict[str, Any] = {"kernel_size": self.kernel, "stride": self.stride, "padding": self.padding}
+        window["ceil_mode"] = self.ceil_mode
+        if operation == "maxpool2d":
+            return {**window, "dilation": self.dilation, "return_indices": False}
+        return {**window, "count_include_pad": self.count_include_pad, "divisor_override": self.divisor_override}
+
 
 POOLS = (
     Pool("resnet", 64, (12, 12), padding=(1, 1)),
@@ -169,3 +183,5 @@ LINEARS = (
     (1, 4096, 10),
     (5, 4608, 40),
 )
+RELUS = ((1,), (15,), (16,), (17,), (4096,), (100_003,), (2, 5, 7, 9))
+FLATTENS = ((3,), (2, 5), (2, 3, 4, 5), (1, 7, 1, 3), (2, 64, 7, 7), (2, 1, 3, 2, 2, 3, 1, 2))

@@ -1,0 +1,327 @@
+"""convert: a network that ai3 manages, as an ai3.Model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from . import registry
+from .eager import AlgorithmicSelector, check_module, run_sample, swap_operation
+from .errors import InputError, ModuleError, OptionValueError, SelectorError
+from .ops import OPERATIONS
+from .options import Policy
+from .report import Report, history
+from .selection import OpSpec, Selector, parse_selector
+from .selection.selector import takes_shape
+from .tensor import convert as convert_tensor
+from .tensor import to_torch
+
+if TYPE_CHECKING:
+    from .program import Program
+
+log = logging.getLogger(__name__)
+
+_IMAGE_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+def convert(
+    module: nn.Module,
+    algos: Mapping[str, AlgorithmicSelector] | None = None,
+    sample_input_shape: Sequence[int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    strict: bool = False,
+) -> Model:
+    """A copy of a network, for inference, in which every operation is computed by the algorithm chosen for it.
+
+    The network is captured as a graph with torch.export, batch norms are folded, residuals and activations fused, and
+    channels_last kept between operations; what ai3 has no algorithm for runs in PyTorch. A network that torch.export
+    cannot capture (control flow that depends on data) is captured by torch.compile instead: `Model.capture` says which,
+    and why.
+
+    Args:
+        module: the network; it stays as it is. The Model computes as it does in eval mode, without gradients.
+        algos: for each operation (conv2d, linear, maxpool2d, ...) an AlgorithmicSelector; `default` for those that are
+            not named. A function gets the module, or an OpSpec where a function call is no module's.
+        sample_input_shape: shape of an input, with its batch, such as (1, 3, 224, 224): the network is captured now.
+            Without it, it is captured when it is first called.
+        dtype: of the Model's weights and inputs; the network's own by default.
+        strict: refuse a network in which anything is left to PyTorch.
+
+    Raises:
+        ModuleError, SampleShapeError: the network or the sample; UnsupportedCallableError: strict, with the list of
+        what would be left; OptionValueError, SelectorError, UnknownAlgorithmError, NothingFitsError: the selectors.
+    """
+    check_module(module)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise OptionValueError(name="dtype", expected="a floating-point torch.dtype", found=repr(dtype))
+    if not isinstance(strict, bool):
+        raise OptionValueError(name="strict", expected="True or False", found=repr(strict))
+    selectors = _selectors(algos)
+    for name, selector in selectors.items():
+        if callable(selector.value) and takes_shape(selector.value) and sample_input_shape is None:
+            raise SelectorError(
+                message=f"{name}: the selector function takes the input shape as well, so convert needs "
+                "sample_input_shape: the shape of an input of the model, such as (1, 3, 224, 224)."
+            )
+    try:
+        network = copy.deepcopy(module).eval()
+    except Exception as error:  # the network's own code: whatever it raises is shown as what it is
+        raise ModuleError(message=f"the model cannot be copied: {type(error).__name__}: {error}") from error
+    network.requires_grad_(False)
+    model = Model(network if dtype is None else network.to(dtype), selectors, strict)
+    if sample_input_shape is not None:
+        model._captured(run_sample(model._network, sample_input_shape))  # type: ignore[arg-type]
+    return model
+
+
+def _selectors(algos: object) -> dict[str, Selector]:
+    algos = {} if algos is None else algos
+    if not isinstance(algos, Mapping):
+        raise OptionValueError(
+            name="algos", expected="a dict from operations to selectors, {'conv2d': 'direct'}", found=repr(algos)
+        )
+    for name in algos:
+        registry.check_operation(name)
+    return {
+        name: parse_selector(name, algos.get(name, "default"), registry.of_operation(name), exact=False)
+        for name in OPERATIONS
+    }
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Reads a Model that `Model.save` wrote. What was chosen is taken over, without choosing or measuring again;
+    where the file is of another CPU, or of another version of an algorithm, the rows concerned are chosen again by
+    the selectors they had, which the log and the report say.
+
+    Raises FileNotFoundError, ArchiveError for a damaged file or one of another kind, UnknownAlgorithmError where it
+    names an algorithm of the user's own that is not registered here.
+    """
+    from . import archive  # torch.export takes a second to import
+
+    return archive.load(path)
+
+
+class Kind(NamedTuple):
+    """What the inputs of one capture have in common."""
+
+    batch: int | None
+    """None for any."""
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+    def __str__(self) -> str:
+        return "x".join(map(str, ("N" if self.batch is None else self.batch, *self.sizes)))
+
+
+class Model:
+    """A network that computes with the algorithms chosen for it; `convert` and `load` make one."""
+
+    def __init__(
+        self,
+        network: nn.Module | None,
+        selectors: Mapping[str, Selector],
+        strict: bool = False,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        takes_images: bool = False,
+    ) -> None:
+        self._network, self._selectors, self._strict = network, selectors, strict
+        self._weights: dict[str, torch.Tensor] = dict(weights or {})
+        self._takes_images = takes_images
+        if network is not None:
+            self._weights = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            self._takes_images = any(isinstance(child, _IMAGE_MODULES) for child in network.modules())
+        self._programs: dict[Kind, Callable[[torch.Tensor], Any]] = {}
+        self._reports: list[Report] = []
+        self.capture = "not captured yet: call the model once, or pass sample_input_shape to convert"
+        """How the network was captured: torch.export, or torch.compile and why."""
+
+    def __call__(self, input: Any) -> Any:
+        """The output for an input, as the input's type: torch.Tensor, numpy.ndarray, ai3.Tensor, or anything whose
+        library has `from_dlpack`. Inputs are [N, ...] of any N; an image [C, H, W] is a batch of one."""
+        return self.predict(input, type(input))
+
+    def predict(self, input: Any, out_type: Any = None) -> Any:
+        """The output for an input, as `out_type`: a type (torch.Tensor, numpy.ndarray), its name, or ai3.Tensor for
+        None. The input's memory is used as it is, not copied.
+
+        Raises TensorTypeError for an input or output of another kind, InputError for one that does not fit.
+        """
+        tensor = to_torch(input)
+        self._check(tensor)
+        unbatched = self._takes_images and tensor.dim() == 3
+        with torch.no_grad():
+            output = self._captured(tensor.unsqueeze(0) if unbatched else tensor)
+        if unbatched:
+            output = pytree.tree_map_only(torch.Tensor, lambda t: t.squeeze(0), output)
+        return pytree.tree_map_only(torch.Tensor, lambda t: convert_tensor(t, out_type), output)
+
+    @property
+    def report(self) -> Report:
+        """What was chosen for every operation, and why."""
+        merged = Report()
+        for key, program in self._exported().items():
+            program.report.name = f"input {key}"
+            merged.graphs.append(program.report)
+        for report in self._reports:
+            merged.graphs.extend(report.graphs)
+        return merged
+
+    def to(self, device: str | torch.device) -> Model:
+        """Moves the weights, and chooses again for the device; returns this model."""
+        from torch.export.passes import move_to_device_pass
+
+        from .program import Program
+
+        place = torch.device(device)
+        if self._network is not None:
+            self._network.to(place)
+            self._weights = {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
+        else:
+            self._weights = {name: tensor.to(place) for name, tensor in self._weights.items()}
+        exported, self._programs, self._reports = self._exported(), {}, []
+        for key, program in exported.items():
+            moved = move_to_device_pass(program.exported, place)
+            self._programs[key._replace(device=place.type)] = Program(
+                moved, self._weights, self._policy(), batch=program.batch
+            )
+        return self
+
+    def save(self, path: str | os.PathLike[str] | io.BufferedIOBase) -> None:
+        """Writes the model to a file: graph, weights, and the chosen algorithms. `ai3.load` reads it.
+
+        Raises ModuleError for a model that was not captured by torch.export.
+        """
+        from . import archive
+
+        archive.save(self, path)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        network = copy.deepcopy(self._network, memo)
+        weights = {name: tensor.clone() for name, tensor in self._weights.items()} if network is None else None
+        made = Model(network, self._selectors, self._strict, weights, self._takes_images)
+        made.capture, made._reports = self.capture, list(self._reports)
+        made._programs = {key: p.with_weights(made._weights) for key, p in self._exported().items()}
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from . import archive
+
+        if self._programs and len(self._exported()) == len(self._programs):
+            buffer = io.BytesIO()
+            archive.save(self, buffer)
+            return archive.load_bytes, (buffer.getvalue(),)
+        return Model, (self._network, self._selectors, self._strict)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(map(str, self._programs))
+        return f"ai3.Model(captured by {self.capture}; inputs {shapes or 'none yet'})"
+
+    def _exported(self) -> dict[Kind, Program]:
+        """The programs that torch.export captured."""
+        return {key: program for key, program in self._programs.items() if hasattr(program, "exported")}  # type: ignore[misc]
+
+    def _check(self, input: torch.Tensor) -> None:
+        weight = next((t for t in self._weights.values() if t.is_floating_point()), None)
+        if weight is None:
+            return
+        if (input.is_floating_point() or input.is_complex()) and input.dtype != weight.dtype:
+            raise InputError(
+                message=f"the model computes in {weight.dtype}, and the input is {input.dtype}: convert the input "
+                f"(.to({weight.dtype})), or the model (ai3.convert(..., dtype={input.dtype}))."
+            )
+        if input.device != weight.device:
+            raise InputError(
+                message=f"the model is on {weight.device}, and the input on {input.device}: move one of them with "
+                ".to(device)."
+            )
+
+    def _captured(self, input: torch.Tensor) -> Any:
+        """The output by the program for inputs like this one, captured first where there is none."""
+        batched = input.dim() > 1 and (input.dim() != 3 or not self._takes_images)
+        exact = Kind(input.shape[0] if input.dim() else None, tuple(input.shape)[1:], input.dtype, input.device.type)
+        for key in (exact._replace(batch=None), exact):
+            if key in self._programs:
+                return self._programs[key](input)
+        if self._network is None:
+            known = ", ".join(map(str, self._programs))
+            raise InputError(
+                message=f"the saved model takes inputs of {known}, not {'x'.join(map(str, input.shape))} "
+                f"{input.dtype}: convert the network again, call it with such an input, and save it."
+            )
+        from .program import Program, export, why
+
+        policy = self._policy()
+        reason = ""
+        for dynamic in (True, False) if batched else (False,):
+            try:
+                exported = export(self._network, input, dynamic)
+            except Exception as error:  # torch.export runs the network's own code, and raises whatever that does
+                reason = why(error)
+                continue
+            batch = input.shape[0] if input.dim() else None
+            program = Program(exported, self._weights, policy, batch=batch, strict=self._strict)
+            self._programs[exact._replace(batch=None) if dynamic else exact] = program
+            self.capture = "torch.export"
+            history.add(program.report, continues=False)
+            return program(input)
+        log.warning("torch.export cannot capture the model (%s); torch.compile does", reason)
+        self.capture = f"torch.compile, since torch.export cannot ({reason})"
+        run = self._programs[exact._replace(batch=None)] = self._with_compile()
+        return run(input)
+
+    def _with_compile(self) -> Callable[[torch.Tensor], Any]:
+        assert self._network is not None
+        options: dict[str, Any] = {"rest": "eager", "strict": self._strict}
+        for name, selector in self._policy().selectors.items():
+            if isinstance(selector.value, str) or callable(selector.value):
+                options[name] = selector.value
+            else:
+                # The graphs of a broken network do not know their places in it: a sequence goes by its modules.
+                swap_operation(name, self._network, list(selector.value))
+        compiled = torch.compile(self._network, backend="ai3", options=options)
+
+        def run(input: torch.Tensor) -> Any:
+            before = len(history.reports())
+            output = compiled(input)
+            self._reports.extend(history.reports()[before:])
+            return output
+
+        return run
+
+    def _policy(self) -> Policy:
+        """The selectors as the passes take them; a function gets the module where there is one."""
+        selectors = {}
+        for name, selector in self._selectors.items():
+            value = selector.value
+            if callable(value):
+                takes = takes_shape(value)
+                value = functools.partial(_ask_with_shape if takes else _ask, value, self._network)
+            selectors[name] = Selector(name, value, selector.known, selector.exact)
+        return Policy(selectors=selectors, rest="eager", strict=self._strict, fuse=True)
+
+
+def _module_of(network: nn.Module | None, op: OpSpec) -> Any:
+    try:
+        found = None if network is None or not op.name else network.get_submodule(op.name)
+    except AttributeError:
+        return op
+    return found if isinstance(found, OPERATIONS[op.operation].modules) else op
+
+
+def _ask(function: Callable[..., str], network: nn.Module | None, op: OpSpec) -> str:
+    return function(_module_of(network, op))
+
+
+def _ask_with_shape(function: Callable[..., str], network: nn.Module | None, op: OpSpec, shape: Sequence[int]) -> str:
+    return function(_module_of(network, op), shape)

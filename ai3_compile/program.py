@@ -1,0 +1,206 @@
+"""One captured graph of a Model: an exported program, ai3's passes over it, and a call."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from . import core, functional, passes, registry
+from .errors import StrictError, UnsupportedCallableError
+from .ops import OPERATIONS
+from .ops.base import HINTS, module_path
+from .options import Policy
+from .passes.select import decide
+from .report import GraphReport
+
+aten = torch.ops.aten
+_WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+# They compute nothing: views, and the copies that restore a layout.
+_MOVES = (aten.clone.default, aten.permute.default, aten.t.default, aten._to_copy.default)
+
+
+def export(network: torch.nn.Module, sample: torch.Tensor, dynamic_batch: bool) -> ExportedProgram:
+    """The network's graph of ATen operations for inputs like `sample`, [N, ...] for any N where the batch is dynamic.
+
+    Raises whatever torch.export raises for a network that it cannot capture.
+    """
+    shapes = ({0: Dim("batch", min=1)},) if dynamic_batch else None
+    if dynamic_batch and sample.shape[0] < 2:
+        # A size of 1 would be taken for one that broadcasts.
+        sample = torch.cat([sample, sample]) if sample.shape[0] else sample.new_zeros((2, *sample.shape[1:]))
+    with torch.no_grad(), warnings.catch_warnings(), _quiet():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch of itself
+        program = torch.export.export(network, (sample,), dynamic_shapes=shapes, strict=False)
+        return program.run_decompositions(_composites())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back the pages that torch.export writes of a graph that it cannot capture: the caller says it in a line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            yield
+        sys.stderr.write(written.getvalue())
+    finally:
+        logging.disable(before)
+
+
+def why(error: BaseException) -> str:
+    """Why an export failed, in a line, with the place in the network's code where it did."""
+    text = str(error).strip().splitlines()
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    place = next((f for f in reversed(frames) if not f.filename.startswith(ours)), None)
+    where = f", at {Path(place.filename).name}:{place.lineno} in {place.name}: {place.line}" if place else ""
+    return f"{type(error).__name__}: {text[0] if text else ''}{where}"
+
+
+def _composites() -> Any:
+    """Takes apart what is made of other operations (conv2d, linear), and keeps the rest whole, as eager runs it."""
+    table = torch.export.default_decompositions()
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    for op in list(table.keys()):
+        if not op.has_kernel_for_dispatch_key(key):
+            del table[op]
+    table[torch.ops.ai3.run.default] = functional.run_in_graph
+    return table
+
+
+class Program:
+    """An exported program with algorithms chosen for its operations.
+
+    `weights` maps the names of parameters and buffers to tensors; the program reads them at every call. Algorithms are
+    chosen for a batch of `batch` images, or for the one that was exported.
+    """
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        weights: Mapping[str, torch.Tensor],
+        policy: Policy,
+        *,
+        batch: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        core.load()
+        self.exported, self.weights, self.batch = exported, weights, batch
+        self.report = GraphReport()
+        graph = Graph()
+        output = graph.graph_copy(exported.graph, {})
+        graph.output(output)
+        (copied,) = (node for node in graph.nodes if node.op == "output")
+        copied.meta = dict(exported.graph.output_node().meta)
+        specs = exported.graph_signature.input_specs
+        context = passes.Context(
+            policy=policy,
+            system=registry.system(),
+            report=self.report,
+            is_inference=True,
+            decompose_batch_norm=False,
+            static_inputs=[i for i, spec in enumerate(specs) if spec.kind in _WEIGHTS],
+        )
+        with _hints(graph, exported, batch):
+            left = _left_to_torch(graph, context) if strict else []
+            if not left:
+                passes.run(graph, context)
+                left = _unknown_to_ai3(graph) if strict else []
+        if left:
+            raise UnsupportedCallableError(
+                message="Unsupported callable: strict=True, and ai3 has no algorithm for\n  " + "\n  ".join(left)
+            )
+        self._module = GraphModule(exported.graph_module, graph)
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Program:
+        """The same program over other tensors of the same names and shapes."""
+        made = copy.copy(self)
+        made.weights = weights
+        return made
+
+    def __call__(self, input: torch.Tensor) -> Any:
+        """The network's output, of its own structure, on the input."""
+        signature = self.exported.graph_signature
+        arguments = []
+        for spec in signature.input_specs:
+            if spec.kind is InputKind.USER_INPUT:
+                arguments.append(input)
+            else:
+                assert spec.target is not None
+                found = self.weights.get(spec.target)
+                arguments.append(self.exported.constants[spec.target] if found is None else found)
+        outputs: list[Any] = []
+        for spec, value in zip(signature.output_specs, self._module(*arguments)):
+            if spec.kind is OutputKind.USER_OUTPUT:
+                outputs.append(value)
+            elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+                input.copy_(value)
+            elif spec.target is not None and spec.target in self.weights:
+                self.weights[spec.target].copy_(value)
+        assert self.exported.call_spec.out_spec is not None
+        return pytree.tree_unflatten(outputs, self.exported.call_spec.out_spec)
+
+
+@contextlib.contextmanager
+def _hints(graph: Graph, exported: ExportedProgram, batch: int | None) -> Iterator[None]:
+    """Counts a dynamic batch as this many images."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    specs = exported.graph_signature.input_specs
+    (input,) = (node for node, spec in zip(placeholders, specs) if spec.kind is InputKind.USER_INPUT)
+    size = input.meta["val"].shape[0] if input.meta["val"].dim() else None
+    if batch is None or not isinstance(size, torch.SymInt):
+        yield
+        return
+    token = HINTS.set({size.node.expr: batch})
+    try:
+        yield
+    finally:
+        HINTS.reset(token)
+
+
+def _left_to_torch(graph: Graph, context: passes.Context) -> list[str]:
+    """The operations that no algorithm of ai3's can run, which their selectors would leave to torch."""
+    left = []
+    for name, operation in OPERATIONS.items():
+        specs = [spec for node in graph.nodes if node.op == "call_function" and (spec := operation.match(node))]
+        registry.prepare([name] if specs else [])
+        for index, spec in enumerate(specs):
+            try:
+                decide(context, index, spec)
+            except StrictError as error:
+                left.append(str(error))
+    return left
+
+
+def _unknown_to_ai3(graph: Graph) -> list[str]:
+    """What the passes have left in the graph and computes something."""
+    return [_describe(node) for node in graph.nodes if node.op == "call_function" and _computes(node)]
+
+
+def _computes(node: Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False  # getitem, arithmetic on sizes
+    returns_tensors = any(str(value.type) in ("Tensor", "List[Tensor]") for value in target._schema.returns)
+    return target.namespace != "ai3" and not target.is_view and target not in _MOVES and returns_tensors
+
+
+def _describe(node: Node) -> str:
+    value = node.meta.get("val")
+    shape = "x".join(str(size) for size in value.shape) if isinstance(value, torch.Tensor) else ""
+    return f"{node.target} in {module_path(node) or 'the model'}, giving {shape or 'no tensor'}"

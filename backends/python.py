@@ -1,0 +1,37 @@
+"""Platform python: an algorithm is a Python function of the user's own, on any device its tensors are on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..registry import Algorithm
+    from ..selection import OpSpec
+
+
+class PythonPlatform:
+    name = "python"
+    description = "Python functions of your own"
+    ending = None
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def load(self, algorithms: Sequence[Algorithm]) -> None:
+        """Nothing to load: the function is there."""
+
+    def supports(self, algorithm: Algorithm, spec: OpSpec) -> str | None:
+        return None
+
+    def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
+        return None
+
+    def prefers_channels_last(self, algorithm: Algorithm) -> bool:
+        return False
+
+    def is_default(self, algorithm: Algorithm) -> bool:
+        return False
+
+
+PLATFORM = PythonPlatform()
