@@ -1,4 +1,4 @@
-"""The names of aithree, ai3's predecessor, that have no other place: code written for it runs (docs/from-aithree.md)."""
+"""The names of aithree, ai3's predecessor, that have no other place: code written for it runs."""
 
 from __future__ import annotations
 
