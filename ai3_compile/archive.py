@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,7 @@ def _read(content: bytes, path: str) -> Model:
         tensors = safetensors.torch.load(members[WEIGHTS])
         tensors |= {name: tensors[other] for name, other in metadata["same"].items()}
         return _build(metadata, tensors, members, path)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ArchiveError(path=path, message=f"it is damaged or truncated ({error})") from error
     except (KeyError, ValueError, TypeError, AttributeError, SafetensorError, serialize.SerializeError) as error:
         raise ArchiveError(path=path, message=f"its content is damaged ({type(error).__name__}: {error})") from error

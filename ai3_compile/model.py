@@ -139,7 +139,7 @@ class Model:
         self._weights: dict[str, torch.Tensor] = dict(weights or {})
         self._takes_images = takes_images
         if network is not None:
-            self._weights = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            self._weights = _tensors(network)
             self._takes_images = any(isinstance(child, _IMAGE_MODULES) for child in network.modules())
         self._programs: dict[Kind, Callable[[torch.Tensor], Any]] = {}
         self._reports: list[Report] = []
@@ -186,7 +186,7 @@ class Model:
         place = torch.device(device)
         if self._network is not None:
             self._network.to(place)
-            self._weights = {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
+            self._weights = _tensors(self._network)
         else:
             self._weights = {name: tensor.to(place) for name, tensor in self._weights.items()}
         exported, self._programs, self._reports = self._exported(), {}, []
@@ -309,6 +309,12 @@ class Model:
                 value = functools.partial(_ask_with_shape if takes else _ask, value, self._network)
             selectors[name] = Selector(name, value, selector.known, selector.exact)
         return Policy(selectors=selectors, rest="eager", strict=self._strict, fuse=True)
+
+
+def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by all their names; a tied one has several."""
+    parameters = network.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(network.named_buffers(remove_duplicate=False))}
 
 
 def _module_of(network: nn.Module | None, op: OpSpec) -> Any:

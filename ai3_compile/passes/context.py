@@ -29,6 +29,8 @@ class Context:
     """Which inputs of the graph are parameters and buffers."""
     algorithms: dict[int, Any] = field(default_factory=dict)
     """The algorithms in the graph by id."""
+    swapped: set[Node] = field(default_factory=set)
+    """What swapped modules have put into the graph: each keeps the algorithm chosen for it."""
 
 
 # Where a node keeps the fake value, with the strides, that it would have without ai3.

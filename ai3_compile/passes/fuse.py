@@ -29,7 +29,7 @@ def _residual(node: Node, user: Node) -> dict[str, Any] | None:
 
 
 def _relu(node: Node, user: Node) -> dict[str, Any] | None:
-    if user.target is not aten.relu.default or node.kwargs.get("activation"):
+    if not (user.target is aten.relu.default or is_ai3(user, "ai3::relu")) or node.kwargs.get("activation"):
         return None
     return {"activation": RELU}
 
@@ -79,7 +79,7 @@ def _absorb(producer: Node, context: Context) -> Node | None:
         return None
     for name, rule in EPILOGUES.items():
         # An operation whose algorithm the user named stays the operation the user asked for.
-        if name == "relu" and not context.policy.is_default("relu"):
+        if name == "relu" and (user in context.swapped or not context.policy.is_default("relu")):
             continue
         extra = rule(producer, user)
         if extra is None:

@@ -8,6 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from .. import registry
+from ..errors import AlgorithmError
 from ..ops import OPERATIONS
 from ..ops.base import spec_of
 from ..selection import Decision, OpSpec
@@ -52,10 +53,15 @@ def _note_swapped(graph: Graph, context: Context) -> None:
         if not is_ai3(node):
             continue
         chosen = registry.by_id(algorithm_of(node))
-        assert chosen is not None
+        if chosen is None:
+            raise AlgorithmError(
+                label=str(node.target),
+                message=f"the graph names the algorithm of id {algorithm_of(node)}, which is not registered here",
+            )
         spec = spec_of(chosen.operation, node, node.args[0], {})
         context.report.add(Decision(spec, chosen.qualified, chosen, "chosen by swap_operation", (), False), node)
         context.algorithms[chosen.id] = chosen
+        context.swapped.add(node)
         # As the passes write them: by name behind the algorithm.
         assert isinstance(node.target, torch._ops.OpOverload)
         names = [argument.name for argument in node.target._schema.arguments]
