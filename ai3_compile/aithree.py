@@ -9,6 +9,7 @@ from . import registry
 from .errors import OptionValueError
 from .model import convert
 from .ops import OPERATIONS
+from .selection.selector import POLICIES
 
 FROM_BACKEND: str | None = None
 """The framework of the networks that are swapped and converted; None: that of the network at hand."""
@@ -25,7 +26,7 @@ class _SupportedAlgorithms(Mapping[str, Sequence[str]]):
     def __getitem__(self, operation: str) -> Sequence[str]:
         if operation not in OPERATIONS:
             raise KeyError(operation)
-        return [*dict.fromkeys(a.name for a in registry.of_operation(operation)), "guess", "default"]
+        return [*dict.fromkeys(a.name for a in registry.of_operation(operation)), *POLICIES]
 
     def __iter__(self) -> Iterator[str]:
         return iter(OPERATIONS)

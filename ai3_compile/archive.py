@@ -23,12 +23,11 @@ from safetensors import SafetensorError
 from torch._export.serde import serialize
 
 from . import registry
-from .backends import builder, sources
+from .backends import builder
 from .errors import ArchiveError, ModuleError
 from .ops import OPERATIONS
 from .options import Policy
 from .program import Program
-from .registry import Algorithm
 from .report import Row
 from .selection import Selector
 from .version import __version__
@@ -118,16 +117,8 @@ def _row(row: Row) -> dict[str, Any]:
         "algorithm": row.chosen,
         "selector": row.selector,
         "by_policy": row.by_policy,
-        "digest": None if algorithm is None else _digest(algorithm),
+        "digest": None if algorithm is None else registry.content_digest(algorithm),
     }
-
-
-def _digest(algorithm: Algorithm) -> str:
-    """Changes when the algorithm may give other numbers."""
-    if algorithm.version or algorithm.source is None:
-        return algorithm.version
-    files = [algorithm.source, *(path for path in builder.INCLUDE.rglob("*") if path.is_file())]
-    return sources.digest_of((path.name, path) for path in files)
 
 
 def _constants(program: Program) -> Mapping[str, torch.Tensor]:
@@ -252,7 +243,7 @@ def _selectors(rows: Any, other_cpu: bool) -> tuple[dict[str, list[str]], list[s
         if here is None:
             text = row["selector"]
             why.append(f"{operation} {row['name']}: there is no {chosen} here, chosen again by {text!r}")
-        elif _digest(here) != row["digest"]:
+        elif registry.content_digest(here) != row["digest"]:
             text = row["selector"]
             why.append(f"{operation} {row['name']}: {chosen} has changed, chosen again by {text!r}")
         elif other_cpu and row["by_policy"]:

@@ -115,6 +115,7 @@ class _Ai3Pass(CustomGraphPass):
             registry.digest(),
             sorted(registry.system().platforms.items()),
             builder.cpu_isa(),
+            torch.get_num_threads(),  # what is measured for `auto` depends on it
             before,
         )
         return hashlib.sha256(repr(key).encode()).hexdigest()

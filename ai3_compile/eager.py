@@ -241,7 +241,7 @@ def run_sample(module: nn.Module, shape: Sequence[int]) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise SampleShapeError(shape=shape, error=error) from error
     training = [(child, child.training) for child in module.modules()]
-    buffers = [(buffer, buffer.detach().clone(), buffer._version) for buffer in module.buffers()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         module.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=()):
@@ -252,8 +252,8 @@ def run_sample(module: nn.Module, shape: Sequence[int]) -> torch.Tensor:
         for child, was in training:
             child.training = was
         with torch.no_grad():
-            for buffer, value, version in buffers:
-                if buffer._version != version:
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
                     buffer.copy_(value)
     return sample
 

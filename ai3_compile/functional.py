@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import core, registry
+from . import core, registry, tuning
 from .ops import OPERATIONS
 from .ops.base import Attributes, hint, image
 from .registry import Algorithm
@@ -119,6 +119,7 @@ def decide_for(spec: OpSpec, selector: str, strict: bool = False) -> Decision:
         registry.system(),
         default=registry.default_of(spec.operation),
         strict=strict,
+        measured=tuning.times(spec, in_graph=False) if "auto" in selector.split("|") else None,
     )
 
 

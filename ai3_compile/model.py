@@ -73,14 +73,16 @@ def convert(
                 message=f"{name}: the selector function takes the input shape as well, so convert needs "
                 "sample_input_shape: the shape of an input of the model, such as (1, 3, 224, 224)."
             )
-    try:
-        network = copy.deepcopy(module).eval()
-    except Exception as error:  # the network's own code: whatever it raises is shown as what it is
-        raise ModuleError(message=f"the model cannot be copied: {type(error).__name__}: {error}") from error
-    network.requires_grad_(False)
-    model = Model(network if dtype is None else network.to(dtype), selectors, strict)
-    if sample_input_shape is not None:
-        model._captured(run_sample(model._network, sample_input_shape))  # type: ignore[arg-type]
+    with torch.inference_mode(False):  # weights made in inference mode do not count their changes, and are never kept
+        try:
+            network = copy.deepcopy(module).eval()
+        except Exception as error:  # the network's own code: whatever it raises is shown as what it is
+            raise ModuleError(message=f"the model cannot be copied: {type(error).__name__}: {error}") from error
+        network.requires_grad_(False)
+        model = Model(network if dtype is None else network.to(dtype), selectors, strict)
+        if sample_input_shape is not None:
+            with torch.no_grad():
+                model._captured(run_sample(network, sample_input_shape))
     return model
 
 
@@ -265,7 +267,8 @@ class Model:
         reason = ""
         for dynamic in (True, False) if batched else (False,):
             try:
-                exported = export(self._network, input, dynamic)
+                with torch.inference_mode(False):
+                    exported = export(self._network, input.detach().clone(), dynamic)
             except Exception as error:  # torch.export runs the network's own code, and raises whatever that does
                 reason = why(error)
                 continue

@@ -202,5 +202,7 @@ def _computes(node: Node) -> bool:
 
 def _describe(node: Node) -> str:
     value = node.meta.get("val")
-    shape = "x".join(str(size) for size in value.shape) if isinstance(value, torch.Tensor) else ""
+    shape = (
+        "x".join(str(s) if isinstance(s, int) else "N" for s in value.shape) if isinstance(value, torch.Tensor) else ""
+    )
     return f"{node.target} in {module_path(node) or 'the model'}, giving {shape or 'no tensor'}"

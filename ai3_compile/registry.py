@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import backends, core, kernels
-from .backends import Platform
+from .backends import Platform, sources
 from .errors import AlgorithmError, UnknownAlgorithmError, UnknownOperationError
 from .ops import OPERATIONS
 from .selection import OpSpec, System
@@ -264,7 +264,21 @@ def _shipped_digest() -> str:
     return hasher.hexdigest()
 
 
+def content_digest(algorithm: Algorithm) -> str:
+    """Changes when the algorithm may give other numbers, or take another time."""
+    if algorithm.version or algorithm.source is None:
+        return algorithm.version
+    return _source_digest(algorithm.source)
+
+
+@functools.cache
+def _source_digest(source: Path) -> str:
+    files = [source, *(path for path in (KERNELS / "include").rglob("*") if path.is_file())]
+    return sources.digest_of((path.name, path) for path in files)
+
+
 def description(path: Path) -> str:
-    """The first comment line of a kernel's source."""
-    with path.open() as source:
-        return source.readline().lstrip("/# ").strip()
+    """The comment that a kernel's source begins with, its first line; empty where it begins otherwise."""
+    with path.open(errors="replace") as source:
+        line = source.readline()
+    return line.lstrip("/").strip() if line.startswith("//") else ""

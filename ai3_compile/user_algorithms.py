@@ -247,7 +247,8 @@ def _read_folder() -> None:
         if cmake.is_file():
             build = Build(build.sources, include_dirs=build.include_dirs, cmake=cmake)
         version = f"/{builder.digest_of_sources(cpp.request_of(f'{operation}-{name}', build))}"
-        algorithm = Algorithm(operation, name, "cpp", f"the user's own, {file.name}", file, build, version=version)
+        text = (file.suffix == ".cpp" and registry.description(file)) or f"your own, {file.name}"
+        algorithm = Algorithm(operation, name, "cpp", text, file, build, version=version)
         registry.add(algorithm)
         _from_folder.append(algorithm)
 

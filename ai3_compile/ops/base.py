@@ -33,6 +33,8 @@ class Operation(ABC):
     default_reason: ClassVar[str]
     modules: ClassVar[tuple[type[torch.nn.Module], ...]]
     """The modules of torch.nn that do nothing but this operation."""
+    only_described: ClassVar[tuple[str, ...]] = ()
+    """Attributes of an OpSpec that say what the tensors' shapes say already."""
     autocasts: ClassVar[bool] = False
     """Whether autocast runs it in a lower precision."""
 
@@ -98,6 +100,10 @@ class Operation(ABC):
         attributes: Mapping[str, Any],
     ) -> torch.Tensor:
         """The same call, left to PyTorch."""
+
+    def torch_attributes(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of an OpSpec's attributes those that `call_torch` takes."""
+        return {name: value for name, value in attributes.items() if name not in self.only_described}
 
     @abstractmethod
     def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:

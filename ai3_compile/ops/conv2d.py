@@ -35,6 +35,7 @@ class Conv2d(Operation):
     default_reason = "the cheapest of ai3's algorithms by estimate; torch for dtypes that none of them computes"
     modules = (torch.nn.Conv2d,)
     autocasts = True
+    only_described = ("weight", "bias", "in_channels", "out_channels", "kernel_size", "padding_mode")
 
     def match(self, node: Node) -> OpSpec | None:
         if node.target is not aten.convolution.default:

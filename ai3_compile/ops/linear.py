@@ -25,6 +25,7 @@ class Linear(Operation):
     default_reason = "the cheapest of ai3's algorithms by estimate; torch for dtypes that none of them computes"
     modules = (torch.nn.Linear,)
     autocasts = True
+    only_described = ("weight", "bias", "in_features", "out_features")
 
     def match(self, node: Node) -> OpSpec | None:
         parts = _parts(node)

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch.fx import Graph, Node
 
-from .. import registry
+from .. import registry, tuning
 from ..errors import AlgorithmError
 from ..ops import OPERATIONS
 from ..ops.base import spec_of
@@ -73,11 +73,13 @@ def _note_swapped(graph: Graph, context: Context) -> None:
 def decide(context: Context, index: int, spec: OpSpec) -> Decision:
     """What the selector of the operation chooses for its index-th occurrence."""
     selector = context.policy.selectors[spec.operation]
+    text = selector.text_for(index, spec)
     return choose(
         spec,
-        selector.text_for(index, spec),
+        text,
         registry.known(),
         context.system,
         default=registry.default_of(spec.operation),
         strict=context.policy.strict,
+        measured=tuning.times(spec, in_graph=True) if "auto" in text.split("|") else None,
     )

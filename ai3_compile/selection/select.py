@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..errors import NothingFitsError, StrictError
 from .decision import Candidate, Decision, Rejected, System
 from .selector import POLICIES, parse_names
 from .spec import OpSpec
 
-TORCH = "torch"
+TORCH, AUTO = "torch", "auto"
 
 
 def select(
-    spec: OpSpec, selector: str, registry: Sequence[Candidate], system: System, *, default: str, strict: bool = False
+    spec: OpSpec,
+    selector: str,
+    registry: Sequence[Candidate],
+    system: System,
+    *,
+    default: str,
+    strict: bool = False,
+    measured: Mapping[str, float] | None = None,
 ) -> Decision:
     """Chooses an algorithm for `spec`.
 
     The names in `selector` are tried in order; of algorithms that share a name, the first platform of the registry that
     fits is taken. `guess` is the algorithm of the lowest estimated cost among those that fit and have an estimate
     (ties: the registry's order), and torch where none does. `default` stands for the selector `default`, the
-    operation's own policy. With `strict` both mean the cheapest algorithm that is not torch's.
+    operation's own policy. `auto` is the fastest by `measured`, seconds by algorithm, torch's among them. With `strict`
+    none of them means torch's.
 
     Raises UnknownAlgorithmError for an unknown name, NothingFitsError where no name fits, StrictError where only a
     policy that leaves the operation to torch would fit.
@@ -34,7 +42,9 @@ def select(
         policy = name in POLICIES
         steps = _steps(name, default, strict)
         for step in steps:
-            if step in POLICIES:
+            if step == AUTO:
+                chosen, costs = _fastest(fitting, measured or {}, strict)
+            elif step in POLICIES:
                 chosen, costs = _cheapest(fitting, spec)
             else:
                 chosen, costs = next((c for c in fitting if step in (c.name, c.qualified)), None), {}
@@ -42,7 +52,8 @@ def select(
                 continue
             rejected = tuple(
                 Rejected(
-                    c.qualified, objections[c.qualified] or _passed_over(c, chosen, (*names, *steps), selector, costs)
+                    c.qualified,
+                    objections[c.qualified] or _passed_over(c, chosen, (*names, *steps), selector, costs, step),
                 )
                 for c in known
                 if c is not chosen
@@ -60,7 +71,7 @@ def select(
 
 def _steps(name: str, default: str, strict: bool) -> Sequence[str]:
     """What one name of a selector stands for, in order."""
-    if name not in POLICIES:
+    if name not in POLICIES or name == AUTO:
         return (name,)
     if strict:
         return ("guess",)
@@ -79,17 +90,28 @@ def _cheapest(fitting: Sequence[Candidate], spec: OpSpec) -> tuple[Candidate | N
     return min(priced, key=lambda c: costs[c.qualified], default=None), costs
 
 
+def _fastest(
+    fitting: Sequence[Candidate], measured: Mapping[str, float], strict: bool
+) -> tuple[Candidate | None, dict[str, float]]:
+    times = {c.qualified: measured[c.qualified] for c in fitting if c.qualified in measured}
+    timed = [c for c in fitting if c.qualified in times and not (strict and c.platform == TORCH)]
+    return min(timed, key=lambda c: times[c.qualified], default=None), times
+
+
 def _why(name: str, step: str, costs: dict[str, float]) -> str:
+    if step == AUTO:
+        return f"auto: fastest of {len(costs)} measured, {min(costs.values()) * 1e3:.3g} ms"
     if step in POLICIES:
         return f"{name}: lowest estimated cost of {len(costs)}" if len(costs) > 1 else f"{name}: the only one that fits"
     return f"{name}: this operation's policy is {step}" if name in POLICIES else f"named {name!r}"
 
 
 def _passed_over(
-    other: Candidate, chosen: Candidate, considered: Sequence[str], selector: str, costs: dict[str, float]
+    other: Candidate, chosen: Candidate, considered: Sequence[str], selector: str, costs: dict[str, float], step: str
 ) -> str:
     if other.qualified in costs:
-        return f"estimated {costs[other.qualified] / max(costs[chosen.qualified], 1e-30):.1f}x the time"
+        verb = "measured" if step == AUTO else "estimated"
+        return f"{verb} {costs[other.qualified] / max(costs[chosen.qualified], 1e-30):.1f}x the time"
     if other.name in considered or other.qualified in considered:
         return f"comes after {chosen.qualified} in {selector!r}"
     if costs and other.platform != TORCH:

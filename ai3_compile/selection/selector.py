@@ -12,7 +12,8 @@ from ..errors import SelectorCallError, SelectorError, SelectorLengthError, Unkn
 from .decision import Candidate
 from .spec import OpSpec
 
-POLICIES = ("default", "guess")
+# `default` and `guess` go by estimates, `auto` by measurements.
+POLICIES = ("default", "guess", "auto")
 
 Selectable = str | Sequence[str] | Callable[..., str]
 

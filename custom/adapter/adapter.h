@@ -64,11 +64,9 @@ inline std::optional<const Tensor> bias(const ai3_args* args) {
 
 // "Float [1, 2, 3]"
 inline std::string describe(ScalarType type, const std::vector<uint>& shape) {
-  std::ostringstream text;
-  text << type << " [";
-  for (size_t d = 0; d < shape.size(); ++d) text << (d ? ", " : "") << shape[d];
-  text << "]";
-  return text.str();
+  std::string text = errs::text_of(type) + " [";
+  for (size_t d = 0; d < shape.size(); ++d) text += (d ? ", " : "") + std::to_string(shape[d]);
+  return text + "]";
 }
 
 // A header may leave out a batch of 1.

@@ -17,6 +17,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -44,12 +45,27 @@ inline dtype* data_as(void* data) {
 /// What is thrown here is the error that Python raises, once the function returns to ai3.
 namespace errs {
 
+/// An argument of bail as text. Only what has no other way goes through a stream: where PyTorch brings another
+/// libstdc++ into the process, streams crash.
+template <typename T>
+std::string text_of(const T& value) {
+  if constexpr (std::is_same_v<T, ScalarType>) {
+    return value == ScalarType::Float32 ? "Float" : "Double";
+  } else if constexpr (std::is_arithmetic_v<T>) {
+    return std::to_string(value);
+  } else if constexpr (std::is_convertible_v<T, std::string>) {
+    return value;
+  } else {
+    std::ostringstream text;
+    text << value;
+    return text.str();
+  }
+}
+
 /// Throws the arguments, written one behind the other.
 template <typename... Args>
 [[noreturn]] void bail(Args... args) {
-  std::ostringstream text;
-  (text << ... << args);
-  throw std::runtime_error(text.str());
+  throw std::runtime_error((std::string() + ... + text_of(args)));
 }
 
 template <typename... Args>

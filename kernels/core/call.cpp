@@ -14,7 +14,7 @@ void split_ranges(int64_t count, ai3_range_fn body, void* arg) {
     ai3_range_fn body;
     void* arg;
   } task{body, arg};
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(
+  AI3_CALL(torch_parallel_for(
       0, count, 1,
       [](int64_t begin, int64_t end, void* ctx) {
         const Task* t = static_cast<const Task*>(ctx);
@@ -53,9 +53,7 @@ struct Runtime : ai3_runtime {
 
 class ProfilerLabel {
  public:
-  explicit ProfilerLabel(const char* name) {
-    TORCH_ERROR_CODE_CHECK(aoti_record_function_start(name, nullptr, nullptr, 0, &guard_));
-  }
+  explicit ProfilerLabel(const char* name) { AI3_CALL(aoti_record_function_start(name, nullptr, nullptr, 0, &guard_)); }
   ~ProfilerLabel() { aoti_record_function_end(guard_); }
   ProfilerLabel(const ProfilerLabel&) = delete;
   ProfilerLabel& operator=(const ProfilerLabel&) = delete;
@@ -127,7 +125,7 @@ void add_and_activate(int64_t count, void* out, const void* residual, ai3_activa
     const T* residual;
     bool relu;
   } task{static_cast<T*>(out), static_cast<const T*>(residual), activation == AI3_RELU};
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(
+  AI3_CALL(torch_parallel_for(
       0, count, 16384,
       [](int64_t begin, int64_t end, void* ctx) {
         const Task& t = *static_cast<const Task*>(ctx);
@@ -154,7 +152,7 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
     plain.activation = AI3_IDENTITY;
   }
   table->run(&plain);
-  STD_TORCH_CHECK(!runtime.failed, kernel.label, ": ", runtime.failure);
+  AI3_CHECK(!runtime.failed, kernel.label, ": ", runtime.failure);
   if (has_epilogue) return;
   if (args.has_residual != 0 || args.activation != AI3_IDENTITY) {
     (args.dtype == AI3_FLOAT64 ? add_and_activate<double> : add_and_activate<float>)(elements, args.output.data,
@@ -183,7 +181,7 @@ ai3_dtype dtype_of(const Tensor& t) {
 
 void check_supported(const LoadedKernel& kernel, const ai3_args& args) {
   const char* reason = kernel.table->supports(&args);
-  STD_TORCH_CHECK(reason == nullptr, kernel.label, " cannot run here: ", reason);
+  AI3_CHECK(reason == nullptr, kernel.label, " cannot run here: ", reason);
 }
 
 Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_channels, int64_t out_h, int64_t out_w,
@@ -191,7 +189,7 @@ Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_cha
   const LoadedKernel& kernel = find_kernel(id);
   const ProfilerLabel label(kernel.label.c_str());
   const uint32_t flags = kernel.table->flags;
-  STD_TORCH_CHECK((flags & (AI3_NCHW | AI3_NHWC)) != 0, kernel.label, ": its table names no layout");
+  AI3_CHECK((flags & (AI3_NCHW | AI3_NHWC)) != 0, kernel.label, ": its table names no layout");
   // NHWC where the algorithm takes both and the caller wants that, or where it takes nothing else.
   const bool nhwc = (flags & AI3_NHWC) != 0 && (channels_last || (flags & AI3_NCHW) == 0);
   const std::array<int64_t, 4> sizes = {image_sizes(input)[0], out_channels, out_h, out_w};

@@ -6,18 +6,42 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace ai3 {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  // Not by a stream, nor by STD_TORCH_CHECK, which uses one: where another libstdc++ is in the process, streams crash.
+  const auto text = [](const auto& part) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) {
+      return std::to_string(part);
+    } else {
+      return std::string(part);
+    }
+  };
+  throw std::runtime_error((std::string() + ... + text(parts)));
+}
+
+// Raises RuntimeError in Python, with the parts behind the condition as its text.
+#define AI3_CHECK(condition, ...)               \
+  do {                                          \
+    if (!(condition)) ::ai3::fail(__VA_ARGS__); \
+  } while (false)
+
+// A call into PyTorch, which has said already what is wrong if it fails.
+#define AI3_CALL(call) AI3_CHECK((call) == TORCH_SUCCESS, "PyTorch refused " #call)
 
 struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }

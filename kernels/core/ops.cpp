@@ -8,14 +8,14 @@ namespace ai3 {
 namespace {
 
 void check_image(const char* op, const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ",
-                  input.dim(), " dimensions");
+  AI3_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ", input.dim(),
+            " dimensions");
 }
 
 void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
   if (!other) return;
-  STD_TORCH_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
-  STD_TORCH_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
+  AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
+  AI3_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
 }
 
 ai3_tensor contiguous_view(void* data, std::initializer_list<int64_t> sizes) {
@@ -72,24 +72,24 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
               double bn_eps) {
   const char* op = "ai3::conv2d";
   check_image(op, input);
-  STD_TORCH_CHECK(weight.dim() == 4, op, ": expected a weight [K,C/groups,R,S], got ", weight.dim(), " dimensions");
-  STD_TORCH_CHECK(groups > 0 && channels_of(input) == weight.size(1) * groups && weight.size(0) % groups == 0, op,
-                  ": an input of ", channels_of(input), " channels does not fit a weight of ", weight.size(0), "x",
-                  weight.size(1), " channels with ", groups, " groups");
-  STD_TORCH_CHECK(stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0, op,
-                  ": stride and dilation must be positive");
-  STD_TORCH_CHECK(pad_top >= 0 && pad_bottom >= 0 && pad_left >= 0 && pad_right >= 0, op, ": negative padding");
-  STD_TORCH_CHECK(weight.numel() > 0, op, ": an empty weight");
+  AI3_CHECK(weight.dim() == 4, op, ": expected a weight [K,C/groups,R,S], got ", weight.dim(), " dimensions");
+  AI3_CHECK(groups > 0 && channels_of(input) == weight.size(1) * groups && weight.size(0) % groups == 0, op,
+            ": an input of ", channels_of(input), " channels does not fit a weight of ", weight.size(0), "x",
+            weight.size(1), " channels with ", groups, " groups");
+  AI3_CHECK(stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0, op,
+            ": stride and dilation must be positive");
+  AI3_CHECK(pad_top >= 0 && pad_bottom >= 0 && pad_left >= 0 && pad_right >= 0, op, ": negative padding");
+  AI3_CHECK(weight.numel() > 0, op, ": an empty weight");
   check_like(op, "weight", input, weight);
   check_like(op, "bias", input, bias);
   check_like(op, "residual", input, residual);
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ",
-                  weight.size(0), " elements");
+  AI3_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ", weight.size(0),
+            " elements");
   const bool folds = bn_mean.has_value() && bn_var.has_value();
   for (const OptionalTensor* t : {&bn_weight, &bn_bias, &bn_mean, &bn_var}) {
     check_like(op, "a batch norm parameter", input, *t);
-    STD_TORCH_CHECK(!*t || (folds && (*t)->numel() == weight.size(0)), op,
-                    ": batch norm needs a mean and a variance of ", weight.size(0), " elements");
+    AI3_CHECK(!*t || (folds && (*t)->numel() == weight.size(0)), op, ": batch norm needs a mean and a variance of ",
+              weight.size(0), " elements");
   }
   ai3_args args{};
   args.kernel_h = weight.size(2);
@@ -108,12 +108,12 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   args.weight = contiguous_view(nullptr, {weight.size(0), weight.size(1), weight.size(2), weight.size(3)});
   const int64_t out_h = conv_extent(height_of(input), args.kernel_h, stride_h, pad_top + pad_bottom, dilation_h);
   const int64_t out_w = conv_extent(width_of(input), args.kernel_w, stride_w, pad_left + pad_right, dilation_w);
-  STD_TORCH_CHECK(out_h > 0 && out_w > 0, op, ": the kernel is larger than the padded input");
+  AI3_CHECK(out_h > 0 && out_w > 0, op, ": the kernel is larger than the padded input");
   if (residual) {
-    STD_TORCH_CHECK(residual->dim() == input.dim() &&
-                        residual->numel() == (input.dim() == 4 ? input.size(0) : 1) * weight.size(0) * out_h * out_w &&
-                        height_of(*residual) == out_h && width_of(*residual) == out_w,
-                    op, ": the residual does not have the output's shape");
+    AI3_CHECK(residual->dim() == input.dim() &&
+                  residual->numel() == (input.dim() == 4 ? input.size(0) : 1) * weight.size(0) * out_h * out_w &&
+                  height_of(*residual) == out_h && width_of(*residual) == out_w,
+              op, ": the residual does not have the output's shape");
   }
   const BatchNorm norm{bn_weight, bn_bias, bn_mean, bn_var, bn_eps};
   const OptionalTensor dense_bias = contiguous(bias);
@@ -124,20 +124,18 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t algorithm,
               bool static_weight, const OptionalTensor& residual, int64_t activation) {
   const char* op = "ai3::linear";
-  STD_TORCH_CHECK(weight.dim() == 2 && input.dim() >= 1 && input.size(input.dim() - 1) == weight.size(1), op,
-                  ": an input of ", input.dim() >= 1 ? input.size(input.dim() - 1) : 0,
-                  " features does not fit a weight of ", weight.dim(), " dimensions, ", weight.size(weight.dim() - 1),
-                  " features");
+  AI3_CHECK(weight.dim() == 2 && input.dim() >= 1 && input.size(input.dim() - 1) == weight.size(1), op,
+            ": an input of ", input.dim() >= 1 ? input.size(input.dim() - 1) : 0, " features does not fit a weight of ",
+            weight.dim(), " dimensions, ", weight.size(weight.dim() - 1), " features");
   check_like(op, "weight", input, weight);
   check_like(op, "bias", input, bias);
   check_like(op, "residual", input, residual);
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ",
-                  weight.size(0), " elements");
+  AI3_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ", weight.size(0),
+            " elements");
   std::vector<int64_t> sizes(input.sizes().begin(), input.sizes().end());
   sizes.back() = weight.size(0);
   Tensor result = torch::stable::new_empty(input, sizes);
-  STD_TORCH_CHECK(!residual || residual->numel() == result.numel(), op,
-                  ": the residual does not have the output's shape");
+  AI3_CHECK(!residual || residual->numel() == result.numel(), op, ": the residual does not have the output's shape");
   int64_t rows = 1;
   for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
 
@@ -172,11 +170,11 @@ ai3_args pool_window(const char* op, const Tensor& input, int64_t kernel_h, int6
                      int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
                      bool ceil_mode) {
   check_image(op, input);
-  STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0 && stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0, op,
-                  ": kernel, stride and dilation must be positive");
-  STD_TORCH_CHECK(pad_h >= 0 && pad_w >= 0 && pad_h <= ((kernel_h - 1) * dilation_h + 1) / 2 &&
-                      pad_w <= ((kernel_w - 1) * dilation_w + 1) / 2,
-                  op, ": padding must be at most half the window");
+  AI3_CHECK(kernel_h > 0 && kernel_w > 0 && stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0, op,
+            ": kernel, stride and dilation must be positive");
+  AI3_CHECK(pad_h >= 0 && pad_w >= 0 && pad_h <= ((kernel_h - 1) * dilation_h + 1) / 2 &&
+                pad_w <= ((kernel_w - 1) * dilation_w + 1) / 2,
+            op, ": padding must be at most half the window");
   ai3_args args{};
   args.kernel_h = kernel_h;
   args.kernel_w = kernel_w;
@@ -196,7 +194,7 @@ Tensor run_pool(const char* op, const ai3_args& args, const Tensor& input, int64
       pool_extent(height_of(input), args.kernel_h, args.stride_h, args.pad_top, args.dilation_h, args.ceil_mode != 0);
   const int64_t out_w =
       pool_extent(width_of(input), args.kernel_w, args.stride_w, args.pad_left, args.dilation_w, args.ceil_mode != 0);
-  STD_TORCH_CHECK(out_h > 0 && out_w > 0, op, ": the window is larger than the padded input");
+  AI3_CHECK(out_h > 0 && out_w > 0, op, ": the window is larger than the padded input");
   return run_image(algorithm, args, input, channels_of(input), out_h, out_w, channels_last, nullptr, std::nullopt);
 }
 
@@ -222,8 +220,8 @@ Tensor avg_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64
 Tensor adaptive_avg_pool2d(const Tensor& input, int64_t out_h, int64_t out_w, int64_t algorithm, bool channels_last) {
   const char* op = "ai3::adaptive_avg_pool2d";
   check_image(op, input);
-  STD_TORCH_CHECK(out_h >= 0 && out_w >= 0, op, ": negative output size");
-  STD_TORCH_CHECK(height_of(input) > 0 && width_of(input) > 0, op, ": an empty image");
+  AI3_CHECK(out_h >= 0 && out_w >= 0, op, ": negative output size");
+  AI3_CHECK(height_of(input) > 0 && width_of(input) > 0, op, ": an empty image");
   ai3_args args{};
   args.groups = 1;
   return run_image(algorithm, args, input, channels_of(input), out_h, out_w, channels_last, nullptr, std::nullopt);
@@ -254,8 +252,8 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
   const int64_t ndim = input.dim();
   const int64_t first = start_dim < 0 ? start_dim + ndim : start_dim;
   const int64_t last = end_dim < 0 ? end_dim + ndim : end_dim;
-  STD_TORCH_CHECK(0 <= first && first <= last && last < ndim && ndim <= AI3_MAX_DIMS,
-                  "ai3::flatten: cannot flatten dimensions ", start_dim, " to ", end_dim, " of a tensor of ", ndim);
+  AI3_CHECK(0 <= first && first <= last && last < ndim && ndim <= AI3_MAX_DIMS,
+            "ai3::flatten: cannot flatten dimensions ", start_dim, " to ", end_dim, " of a tensor of ", ndim);
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < ndim; ++d) {
     if (d > first && d <= last)

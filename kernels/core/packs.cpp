@@ -21,27 +21,27 @@ std::atomic<int64_t> packs_made{0};
 
 int64_t call_int(const char* op, const Tensor& t) {
   StableIValue stack[1] = {torch::stable::detail::from(t)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
+  AI3_CALL(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<int64_t>(stack[0]);
 }
 
 bool is_inference(const Tensor& t) {
   StableIValue stack[1] = {torch::stable::detail::from(t)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_inference", "", stack, TORCH_ABI_VERSION));
+  AI3_CALL(torch_call_dispatcher("aten::is_inference", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(stack[0]);
 }
 
 // Shares the storage, not the tensor: the address cannot be reused while an entry lives, yet the weight can die.
 Tensor alias_of(const Tensor& t) {
   StableIValue stack[1] = {torch::stable::detail::from(t)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack, TORCH_ABI_VERSION));
+  AI3_CALL(torch_call_dispatcher("aten::detach", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // Has Python drop the entries of this weight when the weight is gone.
 void watch(const Tensor& weight) {
   StableIValue stack[1] = {torch::stable::detail::from(weight)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("ai3::_watch_weight", "", stack, TORCH_ABI_VERSION));
+  AI3_CALL(torch_call_dispatcher("ai3::_watch_weight", "", stack, TORCH_ABI_VERSION));
 }
 
 struct Entry {
@@ -149,8 +149,8 @@ PreparedWeight prepared(std::shared_ptr<Entry> entry, const WeightSource& source
 }  // namespace
 
 PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_args& args, const WeightSource& given) {
-  STD_TORCH_CHECK(given.weight.numel() > 0 && given.weight.const_data_ptr() != nullptr, kernel.label,
-                  ": the weight is empty, or its storage was freed");
+  AI3_CHECK(given.weight.numel() > 0 && given.weight.const_data_ptr() != nullptr, kernel.label,
+            ": the weight is empty, or its storage was freed");
   const bool packs_weight = kernel.table->packed_bytes != nullptr && kernel.table->packed_bytes(&args) > 0;
   if (given.norm == nullptr && !packs_weight && given.weight.is_contiguous()) {
     return {given.weight.const_data_ptr(), given.bias ? given.bias->const_data_ptr() : nullptr, nullptr, nullptr};

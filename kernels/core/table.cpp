@@ -27,10 +27,9 @@ const LoadedKernel& find_kernel(int64_t id) {
   const LoadedKernel* kernel = lookup(id);
   if (kernel == nullptr) {
     StableIValue stack[1] = {torch::stable::detail::from(id)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("ai3::_load_algorithm", "", stack, TORCH_ABI_VERSION));
+    AI3_CALL(torch_call_dispatcher("ai3::_load_algorithm", "", stack, TORCH_ABI_VERSION));
     kernel = lookup(id);
-    STD_TORCH_CHECK(kernel != nullptr, "ai3: no algorithm has the id ", id,
-                    "; was this graph compiled by another ai3?");
+    AI3_CHECK(kernel != nullptr, "ai3: no algorithm has the id ", id, "; was this graph compiled by another ai3?");
   }
   return *kernel;
 }
@@ -38,7 +37,7 @@ const LoadedKernel& find_kernel(int64_t id) {
 Buffer allocate(size_t bytes) {
   const size_t rounded = (bytes + 63) / 64 * 64;
   void* p = std::aligned_alloc(64, rounded == 0 ? 64 : rounded);
-  STD_TORCH_CHECK(p != nullptr, "ai3: out of memory: ", bytes, " bytes");
+  AI3_CHECK(p != nullptr, "ai3: out of memory: ", bytes, " bytes");
   return Buffer(p);
 }
 

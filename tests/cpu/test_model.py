@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import ai3
-from ai3_compile import archive, errors, registry, zoo
+from ai3_compile import archive, core, errors, registry, zoo
 from ai3_compile.testing.references import relative_error
 
 
@@ -149,6 +149,20 @@ def test_arrays_are_not_copied():
     x = image()
     assert ai3.model.to_torch(Dlpack(x)).data_ptr() == x.data_ptr()
     assert isinstance(ai3.convert(net(), {}, SHAPE).predict(Dlpack(x)), ai3.Tensor)
+
+
+def test_converting_in_inference_mode_keeps_what_is_packed():
+    """As aithree's users do it: weights copied there would be inference tensors, and packed at every call."""
+    network, x = net(), image()
+    with torch.inference_mode():
+        model = ai3.convert(network, {"conv2d": "winograd"}, SHAPE)
+        expected = network(x)
+        assert relative_error(model(x), expected) < 2e-5
+        made = core.load().ai3_core_packs_made()
+        assert relative_error(model(x), expected) < 2e-5 and core.load().ai3_core_packs_made() == made
+    lazy = ai3.convert(network)
+    with torch.inference_mode():
+        assert relative_error(lazy(torch.ones(SHAPE)), network(torch.ones(SHAPE))) < 2e-5
 
 
 def test_structured_outputs():

@@ -150,3 +150,25 @@ def test_algorithms_of_other_operations_are_not_considered():
     other = Fake("gemm", operation="linear", estimate=0.0)
     decision = choose("guess", (other, DIRECT))
     assert decision.chosen is DIRECT and decision.rejected == ()
+
+
+MEASURED = {"direct@cpp": 2e-3, "gemm@cpp": 5e-3, "torch": 1e-3, "winograd@cpp": 1e-6}
+
+
+def test_auto_takes_the_fastest_that_fits():
+    decision = select(spec(), "auto", ALL, SYSTEM, default="guess|torch", measured=MEASURED)
+    assert decision.chosen is TORCH and decision.by_policy
+    assert decision.why == "auto: fastest of 3 measured, 1 ms"
+    assert reasons(decision)["direct@cpp"] == "measured 2.0x the time"
+    assert reasons(decision)["winograd@cpp"] == "needs a 3x3 kernel"
+
+
+def test_auto_with_strict_takes_the_fastest_that_is_not_torchs():
+    decision = select(spec(), "auto", ALL, SYSTEM, default="guess|torch", strict=True, measured=MEASURED)
+    assert decision.chosen is DIRECT
+
+
+def test_auto_without_measurements_goes_on_to_the_next_name():
+    assert select(spec(), "auto|gemm", ALL, SYSTEM, default="guess|torch", measured={}).chosen is GEMM
+    with pytest.raises(NothingFitsError):
+        select(spec(), "auto", ALL, SYSTEM, default="guess|torch", measured={})

@@ -1,0 +1,136 @@
+"""What `auto` goes by: an algorithm's time for an operation's shapes on this machine, measured once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import core, registry
+from .backends import builder
+from .ops import OPERATIONS
+from .registry import Algorithm
+from .selection import OpSpec
+from .version import __version__
+
+log = logging.getLogger(__name__)
+
+_WARM_UP, _ROUNDS = 2, 7
+# An algorithm this many times slower than the best so far is not measured further.
+_HOPELESS = 8.0
+_IMAGES = ("conv2d", "maxpool2d", "avgpool2d", "adaptiveavgpool2d")
+_known: dict[str, Mapping[str, float]] = {}
+_lock = threading.Lock()
+
+
+def times(spec: OpSpec, *, in_graph: bool) -> Mapping[str, float]:
+    """Seconds by algorithm, `torch` among them, of those that can run the operation: from the store, or measured now.
+
+    Images are measured in the layout that each algorithm prefers where a graph keeps them so (`in_graph`), else as
+    contiguous ones.
+    """
+    candidates = [
+        a
+        for a in registry.known()
+        if a.operation == spec.operation
+        and registry.system().platforms[a.platform] is None
+        and (a.platform == "torch" or spec.torch_only is None)
+        and a.supports(spec) is None
+    ]
+    key = _key(spec, candidates, in_graph)
+    with _lock:
+        if key not in _known:
+            # A thread of its own has none of the modes of a compilation that may be under way in this one.
+            with ThreadPoolExecutor(1) as alone:
+                _known[key] = _load(key) or alone.submit(_measure, spec, candidates, in_graph).result()
+            _save(key, spec, _known[key])
+    return _known[key]
+
+
+def folder() -> Path:
+    return builder.cache_dir() / "tuning"
+
+
+def _key(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> str:
+    shapes = (spec.operation, spec.input_shape, spec.output_shape, spec.dtype, spec.device, spec.attributes, in_graph)
+    machine = (builder.cpu_isa(), torch.get_num_threads(), torch.__version__, __version__)
+    algorithms = [(a.qualified, registry.content_digest(a)) for a in candidates]
+    return hashlib.sha256(repr((shapes, machine, algorithms)).encode()).hexdigest()[:32]
+
+
+def _measure(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> Mapping[str, float]:
+    core.load()
+    with torch.inference_mode():
+        calls = {a.qualified: call for a in candidates for call in [_call(spec, a, in_graph)]}
+        best, taken = math.inf, {}
+        for name, call in calls.items():
+            taken[name] = [_seconds(call) for _ in range(_WARM_UP)][-1:]
+            best = min(best, *taken[name])
+        for _ in range(_ROUNDS):
+            for name, call in calls.items():
+                if taken[name][0] < _HOPELESS * best:
+                    taken[name].append(_seconds(call))
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def _call(spec: OpSpec, algorithm: Algorithm, in_graph: bool) -> Callable[[], Any]:
+    operation, attributes = OPERATIONS[spec.operation], dict(spec.attributes)
+    generator = torch.Generator(spec.device).manual_seed(0)
+
+    def data(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=spec.device).to(spec.dtype)
+
+    input = data(spec.input_shape)
+    weight, bias = (None if (t := attributes.get(name)) is None else data(t.shape) for name in ("weight", "bias"))
+    platform = registry.platforms()[algorithm.platform]
+    channels_last = in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
+    if channels_last:
+        input = input.contiguous(memory_format=torch.channels_last)
+    if algorithm.platform == "torch":
+        return lambda: operation.call_torch(input, weight, bias, operation.torch_attributes(attributes))
+    args, kwargs = operation.arguments(input, weight, bias, attributes, algorithm.id, True)
+    kwargs = {**kwargs, "channels_last": True} if channels_last else kwargs
+    overload = operation.overload_for(algorithm)
+    return lambda: overload(*args, **kwargs)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _load(key: str) -> Mapping[str, float] | None:
+    path = folder() / f"{key}.json"
+    try:
+        found = json.loads(path.read_text())["seconds"]
+        return {str(name): float(seconds) for name, seconds in found.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("measuring again: %s is damaged (%s)", path, error)
+        return None
+
+
+def _save(key: str, spec: OpSpec, seconds: Mapping[str, float]) -> None:
+    """Keeps what was measured; where the cache folder takes no writes, says so in the log and goes on."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder())
+        with os.fdopen(handle, "w") as file:
+            json.dump({"operation": str(spec), "seconds": dict(seconds)}, file, indent=1)
+        os.replace(name, folder() / f"{key}.json")
+    except OSError as error:
+        log.info("what was measured is not kept: %s", error)
