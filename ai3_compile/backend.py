@@ -49,7 +49,7 @@ class Ai3Backend:
         for name, reason in registry.system().platforms.items():
             if reason is not None:
                 _say_once(f"platform {name} cannot run here, its algorithms are left out: {reason}")
-        if any(reason is None for name, reason in registry.system().platforms.items() if name != "torch"):
+        if registry.can_choose():
             core.load()  # a graph from Inductor's cache names its operations before any pass runs
         compile_rest = _with_inductor if policy.rest == "inductor" else _with_eager
         return compile_rest(gm, example_inputs, policy, mode)

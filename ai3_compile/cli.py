@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import torch
 
 from . import registry, zoo
 from .backends import builder
+from .eager import run_sample
 from .errors import Ai3Error
 from .options import OPTIONS
 from .report import last_report
@@ -23,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return given.run(given)
     except Ai3Error as error:
         print(f"ai3: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -55,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.replace("x", ",").split(","))
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected sizes such as 1,3,224,224, got {text!r}") from None
 
 
 def _option(text: str) -> tuple[str, object]:
@@ -87,15 +95,12 @@ def _list(_: argparse.Namespace) -> int:
 
 def _explain(given: argparse.Namespace) -> int:
     model = zoo.load_model(given.model)
-    options = {
-        **dict(given.option),
-        "rest": "eager",
-    }  # what runs the rest changes no choice, and eager is ready at once
+    # What runs the rest changes no choice, and eager is ready at once.
+    options = {"rest": "eager", **dict(given.option)}
+    sample = run_sample(model, given.shape or zoo.default_shape(given.model))
     with torch.inference_mode():
         try:
-            torch.compile(model, backend="ai3", options=options)(
-                torch.randn(given.shape or zoo.default_shape(given.model))
-            )
+            torch.compile(model, backend="ai3", options=options)(sample)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if isinstance(error.inner_exception, Ai3Error):
                 raise error.inner_exception from None

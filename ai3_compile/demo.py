@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from . import zoo
+from .errors import MissingPackageError
 from .report import last_report
 
 MODEL = "torchvision:resnet18"
@@ -16,7 +17,10 @@ MODEL = "torchvision:resnet18"
 
 def photograph() -> torch.Tensor:
     """A photograph that scikit-learn ships, [1, 3, 224, 224], normalised as torchvision's models are trained."""
-    from sklearn.datasets import load_sample_image
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError:
+        raise MissingPackageError(purpose="the demo's photograph", package="scikit-learn") from None
 
     image = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None].float() / 255
     image = torch.nn.functional.interpolate(image, size=(224, 224), mode="bilinear", antialias=True)

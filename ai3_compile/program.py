@@ -99,7 +99,8 @@ class Program:
         batch: int | None = None,
         strict: bool = False,
     ) -> None:
-        core.load()
+        if registry.can_choose():
+            core.load()
         self.exported, self.weights, self.batch = exported, weights, batch
         self.report = GraphReport()
         graph = Graph()

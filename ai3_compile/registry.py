@@ -227,6 +227,12 @@ def system() -> System:
     return System({name: platform.unavailable() for name, platform in platforms().items()})
 
 
+def can_choose() -> bool:
+    """Whether there is an algorithm besides torch's that can run here."""
+    reasons = system().platforms
+    return any(reasons[a.platform] is None for a in known() if a.platform != "torch")
+
+
 def prepare(operations: Iterable[str]) -> None:
     """Builds what is not built yet of the given operations' algorithms, together, and loads them."""
     wanted = set(operations)

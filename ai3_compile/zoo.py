@@ -47,7 +47,10 @@ def load_model(name: str) -> torch.nn.Module:
         make = getattr(importlib.import_module(package), attribute)
     except (ImportError, AttributeError) as error:
         raise ModelNameError(name=name, message=str(error)) from error
-    model = make() if callable(make) and not isinstance(make, torch.nn.Module) else make
+    try:
+        model = make() if callable(make) and not isinstance(make, torch.nn.Module) else make
+    except Exception as error:  # the user's own code: whatever it raises is shown as what it is
+        raise ModelNameError(name=name, message=f"calling it failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise ModelNameError(name=name, message=f"it gave a {type(model).__name__}, not a torch.nn.Module")
     return model.eval()

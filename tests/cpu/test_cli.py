@@ -19,6 +19,16 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return code, out.out, out.err
 
 
+def fails():
+    raise ValueError("no model today")
+
+
+def test_a_shape_that_is_none_is_said(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["explain", "torchvision:alexnet", "--shape", "big"])
+    assert "expected sizes such as 1,3,224,224, got 'big'" in capsys.readouterr().err
+
+
 def test_list_shows_every_algorithm_and_whether_it_can_run(capsys):
     code, out, _ = run(capsys, "list")
     assert code == 0
@@ -55,6 +65,9 @@ def test_explain_takes_a_callable_of_the_users_own(capsys):
         (("explain", "ai3_compile.testing.harness:GUARD"), "not"),
         (("explain", "torchvision:alexnet", "--shape", "1,3,64,64", "--option", "conv2d=winograd"), "does not fit"),
         (("explain", "torchvision:alexnet", "--shape", "1,3,64,64", "--option", "con=winograd"), "Did you mean"),
+        (("explain", "torchvision:alexnet", "--shape", "1,4,64,64"), "does not run on a sample of shape"),
+        (("explain", "torchvision:alexnet", "--option", "rest=nonesuch", "--shape", "1,3,64,64"), "'inductor'"),
+        (("explain", "tests.cpu.test_cli:fails"), "calling it failed: ValueError: no model today"),
     ],
 )
 def test_errors_are_one_message_and_exit_1(capsys, arguments, message):

@@ -527,3 +527,19 @@ def test_a_file_of_another_users_algorithm_id_in_the_graph(tmp_path):
     registry._by_id.clear()
     with pytest.raises(errors.AlgorithmError, match="not registered"):
         ai3.load(tmp_path / "m.ai3")
+
+
+def test_without_a_compiler_everything_is_torchs(tmp_path):
+    program = (
+        "import torch, ai3\n"
+        "net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)\n"
+        "expected = net(x)\n"
+        "model = ai3.convert(net, {}, (1, 3, 8, 8))\n"
+        "print(torch.equal(model(x), expected), {r.algorithm for r in model.report})\n"
+        "ai3.swap_operation('conv2d', net); print(torch.equal(net(x), expected))\n"
+        "try: ai3.swap_operation('conv2d', net, 'direct')\n"
+        "except ai3.errors.NothingFitsError as error: print('there is no C++ compiler' in str(error))\n"
+    )
+    environment = {**os.environ, "CXX": "no-such-compiler", "AI3_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.stdout.splitlines() == ["True {'torch'}", "True", "True"], ran.stderr
