@@ -148,6 +148,8 @@ _library.impl("run", run_in_graph, "CompositeImplicitAutograd")
 
 
 def _shape(tensor: torch.Tensor) -> Shape:
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return tensor.shape  # only tensors under trace have symbolic sizes
     return tuple(hint(size) for size in tensor.shape)
 
 

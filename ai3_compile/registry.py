@@ -63,7 +63,7 @@ class Algorithm:
     def qualified(self) -> str:
         return self.name if self.name == self.platform else f"{self.name}@{self.platform}"
 
-    @property
+    @functools.cached_property
     def id(self) -> int:
         """What a compiled graph names the algorithm by: 63 bits of a hash, the same in every process."""
         digest = hashlib.sha256(f"{self.operation}/{self.qualified}{self.version}".encode()).digest()

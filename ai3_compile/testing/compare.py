@@ -128,7 +128,9 @@ def compare(
 def _measure(call: Call, algorithms: Sequence[registry.Algorithm], rounds: int) -> list[CompareRow]:
     """The rows of one shape, torch's first."""
     operation = call.spec.operation
-    last = _channels_last(call) if operation in IMAGES else None
+    # Weights made in inference mode have no version counter, and would be packed at every call.
+    with torch.inference_mode(False), torch.no_grad():
+        last = _channels_last(call) if operation in IMAGES else None
     sides: dict[str, Callable[[], torch.Tensor]] = {"torch": call.compute}
     if last is not None:
         sides[f"torch {CHANNELS_LAST}"] = last.compute

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ai3
-from ai3_compile import registry, tuning
+from ai3_compile import core, registry, tuning
 from ai3_compile.testing.references import relative_error
 
 
@@ -111,3 +111,15 @@ def test_another_algorithm_is_measured_too(planted):
     finally:
         ai3.unregister_algorithm("relu", "mine")
     assert "mine@python" in row.rejected and len(planted) == 2
+
+
+def test_weights_are_packed_once_while_measuring():
+    """As in a network: a weight that were packed at every call would be measured with its packing."""
+    conv = nn.Conv2d(4, 6, 3)
+    library = core.load()
+    made = library.ai3_core_packs_made()
+    ai3.swap_operation("conv2d", conv, "auto", (1, 4, 8, 8))
+    assert library.ai3_core_packs_made() - made <= len(registry.of_operation("conv2d"))
+    made = library.ai3_core_packs_made()
+    ai3.compare("conv2d", [((1, 4, 8, 8), (6, 4, 3, 3))], rounds=5)
+    assert library.ai3_core_packs_made() - made <= 2 * len(registry.of_operation("conv2d"))
