@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch._export.serde import serialize
+from torch._export.verifier import SpecViolationError
 
-from . import registry
+from . import core, registry
 from .backends import builder
 from .errors import ArchiveError, ModuleError
 from .ops import OPERATIONS
@@ -75,7 +76,7 @@ def _write(model: Model, file: Any) -> None:
     entries = []
     files = {}
     for number, (key, program) in enumerate(model._exported().items()):
-        graph = json.loads(serialize.serialize(program.exported).exported_program)
+        graph = json.loads(_serialized(program))
         graph["guards_code"] = []
         files[f"graph_{number}.json"] = json.dumps(graph)
         tensors |= {f"constant_{number}:{name}": value for name, value in _constants(program).items()}
@@ -86,6 +87,7 @@ def _write(model: Model, file: Any) -> None:
                 "dtype": str(key.dtype).removeprefix("torch."),
                 "device": key.device,
                 "counted_batch": program.batch,
+                "takes_one": program.takes_one,
                 "rows": [_row(row) for row in program.report.rows],
             }
         )
@@ -107,6 +109,18 @@ def _write(model: Model, file: Any) -> None:
         archive.writestr(WEIGHTS, safetensors.torch.save(stored))
         for name, text in files.items():
             archive.writestr(name, text, zipfile.ZIP_DEFLATED)
+
+
+def _serialized(program: Program) -> bytes:
+    """Raises ModuleError for a graph that torch cannot write, or could not read again."""
+    for spec in program.exported.graph_signature.output_specs:
+        value = getattr(spec.arg, "value", None)
+        if not isinstance(value, (int, float, bool, type(None))):
+            raise ModuleError(message=f"the model returns {value!r} beside tensors, which a file cannot hold.")
+    try:
+        return serialize.serialize(program.exported).exported_program
+    except (serialize.SerializeError, SpecViolationError, NotImplementedError) as error:
+        raise ModuleError(message=f"the model cannot be saved: {error}") from error
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -145,7 +159,9 @@ def _without_copies(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torc
     return stored, same
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(path: str | os.PathLike[str] | io.BufferedIOBase) -> Model:
+    if isinstance(path, io.BufferedIOBase):
+        return _read(path.read(), "the model")
     return _read(Path(path).read_bytes(), str(path))
 
 
@@ -199,6 +215,8 @@ def _build(metadata: Any, tensors: Mapping[str, torch.Tensor], members: Mapping[
         constants = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         graph = _checked(json.loads(members[f"graph_{number}.json"]), path)
         artifact = serialize.SerializedArtifact(json.dumps(graph).encode(), dict(weights), constants, b"")  # type: ignore[arg-type]
+        if registry.can_choose():
+            core.load()  # the graph of a swapped network names ai3's operations
         exported = serialize.deserialize(artifact)
         names, why = _selectors(entry["rows"], metadata["cpu"] != builder.cpu_isa())
         differences += why
@@ -217,6 +235,7 @@ def _build(metadata: Any, tensors: Mapping[str, torch.Tensor], members: Mapping[
             ),
         )
         program = Program(exported, model._weights, policy, batch=entry["counted_batch"])
+        program.takes_one = bool(entry["takes_one"])
         for row, saved in zip(program.report.rows, entry["rows"]):
             if row.chosen == saved["algorithm"]:
                 row.selector, row.by_policy = saved["selector"], saved["by_policy"]

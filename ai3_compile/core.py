@@ -112,8 +112,9 @@ def register_kernel(identity: int, table: int, label: str) -> str | None:
 def invalidate(module: torch.nn.Module | torch.Tensor | None = None) -> None:
     """Forgets what ai3 has packed of a module's weights (or of one tensor, or of everything).
 
-    Needed after writes that PyTorch does not count: through `.data`, `numpy()` or a raw pointer. Everything else
-    (`load_state_dict`, optimizers, `copy_` under `no_grad`, new parameters) ai3 sees by itself.
+    Needed after writes that PyTorch does not count: through `.data`, `untyped_storage()`, `numpy()` or a raw pointer,
+    and those of another process to shared memory. Everything else (`load_state_dict`, optimizers, `copy_` under
+    `no_grad`, new parameters) ai3 sees by itself.
     """
     if _load.cache_info().currsize == 0:
         return  # nothing has been packed

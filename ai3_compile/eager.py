@@ -100,7 +100,7 @@ def swap_operation(
         targets = _in_order_of_a_sample(module, targets, sample_input_shape)
     elif not isinstance(selector.value, str) and not callable(selector.value):
         targets = _in_order_of_a_trace(module, targets)
-    _choose(operation, selector, targets, report)
+    _choose(operation, selector, targets, report, sample_input_shape is not None)
     chosen = [target for target in targets if target.algorithm != "torch"]
     # Made before anything changes: what the user's class raises leaves the model as it was.
     made = [_made_by(swap_with, target) for target in chosen] if swap_with else []
@@ -272,7 +272,7 @@ def _in_order_of_a_trace(module: nn.Module, targets: list[_Target]) -> list[_Tar
     return [*reached.values(), *(target for target in targets if id(target) not in reached)]
 
 
-def _choose(operation: str, selector: Selector, targets: Sequence[_Target], report: GraphReport) -> None:
+def _choose(operation: str, selector: Selector, targets: Sequence[_Target], report: GraphReport, sampled: bool) -> None:
     """Writes each target's algorithm, and checks as much of it as is known."""
     value = selector.value
     if not isinstance(value, str) and not callable(value) and len(value) < len(targets):
@@ -291,7 +291,8 @@ def _choose(operation: str, selector: Selector, targets: Sequence[_Target], repo
                 report.add(decision, None)
                 continue
         _check_nominal(operation, target)
-        why = "decided for each shape when it first occurs: no input of it is known"
+        why = "decided for each shape when it first occurs"
+        why += ": the forward pass of the sample does not call it" if sampled else ": no input of it is known"
         report.add_without_input(operation, target.paths[0], target.algorithm, why)
 
 

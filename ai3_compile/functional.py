@@ -11,6 +11,8 @@ import functools
 from typing import Any
 
 import torch
+import torch.fx
+from torch.autograd import forward_ad
 
 from . import core, registry, tuning
 from .ops import OPERATIONS
@@ -41,6 +43,8 @@ def call(
         # The state is in the graph so that no cache takes it for one made when other algorithms were registered.
         choice = (registry.state(), operation, selector, name, repr(attributes), static_weight)
         return torch.ops.ai3.run(*choice, input, weight, bias)
+    if not isinstance(input, torch.Tensor) or _is_transformed():
+        return OPERATIONS[operation].call_torch(input, weight, bias, dict(attributes))
     return run(operation, selector, name, attributes, static_weight, input, weight, bias)
 
 
@@ -64,7 +68,7 @@ def run(
     op = OPERATIONS[operation]
     device = input.device.type
     dtype = input.dtype
-    low = op.autocasts and torch.is_autocast_enabled(device)
+    low = op.autocasts and device != "meta" and torch.is_autocast_enabled(device)
     if low and _is_cast(input):
         dtype = torch.get_autocast_dtype(device)
     algorithm = _algorithm(
@@ -85,6 +89,8 @@ def run(
         to = torch.get_autocast_dtype(device)
         input, weight, bias = (t.to(to) if t is not None and _is_cast(t) else t for t in (input, weight, bias))  # type: ignore[assignment]
     args, kwargs = op.arguments(input, weight, bias, dict(attributes), algorithm.id, static_weight)
+    if operation in _IMAGES and _is_channels_last(input):
+        kwargs["channels_last"] = True  # as PyTorch's operations, the output has the input's layout
     return op.overload_for(algorithm)(*args, **kwargs)
 
 
@@ -134,6 +140,14 @@ def _algorithm(*key: Any) -> Algorithm | None:
     return decided.chosen
 
 
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which see through PyTorch's operations alone."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+torch.fx.wrap("call")  # torch.fx traces a swapped module as this one call
+
+
 def run_in_graph(state: str, operation: str, selector: str, name: str, attributes: str, *rest: Any) -> torch.Tensor:
     """What the operation `ai3::run` is made of."""
     return run(operation, selector, name, ast.literal_eval(attributes), *rest)
@@ -151,6 +165,16 @@ def _shape(tensor: torch.Tensor) -> Shape:
     if type(tensor) in (torch.Tensor, torch.nn.Parameter):
         return tensor.shape  # only tensors under trace have symbolic sizes
     return tuple(hint(size) for size in tensor.shape)
+
+
+def _is_channels_last(input: torch.Tensor) -> bool:
+    # Tensors under trace get their layouts from what compiles the graph.
+    return (
+        type(input) is torch.Tensor
+        and input.dim() == 4
+        and not input.is_contiguous()
+        and input.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _is_cast(tensor: torch.Tensor) -> bool:

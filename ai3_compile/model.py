@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from .report import Report, history
 from .selection import OpSpec, Selector, parse_selector
 from .selection.selector import takes_shape
 from .tensor import convert as convert_tensor
-from .tensor import to_torch
+from .tensor import is_read_only, to_torch
 
 if TYPE_CHECKING:
     from .program import Program
@@ -81,8 +82,9 @@ def convert(
         network.requires_grad_(False)
         model = Model(network if dtype is None else network.to(dtype), selectors, strict)
         if sample_input_shape is not None:
-            with torch.no_grad():
-                model._captured(run_sample(network, sample_input_shape))
+            sample = run_sample(network, sample_input_shape)
+            with torch.no_grad(), torch.autocast(sample.device.type, enabled=False):
+                model._program_for(sample.unsqueeze(0) if model._is_image_without_batch(sample) else sample)
     return model
 
 
@@ -100,7 +102,7 @@ def _selectors(algos: object) -> dict[str, Selector]:
     }
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(path: str | os.PathLike[str] | io.BufferedIOBase) -> Model:
     """Reads a Model that `Model.save` wrote. What was chosen is taken over, without choosing or measuring again;
     where the file is of another CPU, or of another version of an algorithm, the rows concerned are chosen again by
     the selectors they had, which the log and the report say.
@@ -145,12 +147,15 @@ class Model:
             self._takes_images = any(isinstance(child, _IMAGE_MODULES) for child in network.modules())
         self._programs: dict[Kind, Callable[[torch.Tensor], Any]] = {}
         self._reports: list[Report] = []
+        self._as_given: set[Kind] = set()
+        self._lock = threading.RLock()
         self.capture = "not captured yet: call the model once, or pass sample_input_shape to convert"
         """How the network was captured: torch.export, or torch.compile and why."""
 
     def __call__(self, input: Any) -> Any:
         """The output for an input, as the input's type: torch.Tensor, numpy.ndarray, ai3.Tensor, or anything whose
-        library has `from_dlpack`. Inputs are [N, ...] of any N; an image [C, H, W] is a batch of one."""
+        library has `from_dlpack`. A Model takes one tensor, [N, ...] of any N; an image [C, H, W] that the network does
+        not take is a batch of one. Autocast does not reach into a Model."""
         return self.predict(input, type(input))
 
     def predict(self, input: Any, out_type: Any = None) -> Any:
@@ -160,10 +165,14 @@ class Model:
         Raises TensorTypeError for an input or output of another kind, InputError for one that does not fit.
         """
         tensor = to_torch(input)
-        self._check(tensor)
-        unbatched = self._takes_images and tensor.dim() == 3
-        with torch.no_grad():
-            output = self._captured(tensor.unsqueeze(0) if unbatched else tensor)
+        # Autocast is the caller's, and not the Model's: it computes in the dtype of its weights.
+        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+            unbatched = self._is_image_without_batch(tensor)
+            tensor = tensor.unsqueeze(0) if unbatched else tensor
+            program = self._program_for(tensor)
+            if getattr(program, "writes_input", True) and is_read_only(input):
+                tensor = tensor.clone()
+            output = program(tensor)
         if unbatched:
             output = pytree.tree_map_only(torch.Tensor, lambda t: t.squeeze(0), output)
         return pytree.tree_map_only(torch.Tensor, lambda t: convert_tensor(t, out_type), output)
@@ -233,55 +242,83 @@ class Model:
         """The programs that torch.export captured."""
         return {key: program for key, program in self._programs.items() if hasattr(program, "exported")}  # type: ignore[misc]
 
-    def _check(self, input: torch.Tensor) -> None:
-        weight = next((t for t in self._weights.values() if t.is_floating_point()), None)
-        if weight is None:
-            return
-        if (input.is_floating_point() or input.is_complex()) and input.dtype != weight.dtype:
-            raise InputError(
-                message=f"the model computes in {weight.dtype}, and the input is {input.dtype}: convert the input "
-                f"(.to({weight.dtype})), or the model (ai3.convert(..., dtype={input.dtype}))."
-            )
-        if input.device != weight.device:
-            raise InputError(
-                message=f"the model is on {weight.device}, and the input on {input.device}: move one of them with "
-                ".to(device)."
-            )
+    def _is_image_without_batch(self, input: torch.Tensor) -> bool:
+        """Whether [C, H, W] is to be taken as a batch of one: where the network itself does not take it."""
+        if not self._takes_images or input.dim() != 3 or _kind(input) in self._programs:
+            return False
+        if self._network is None or _kind(input.unsqueeze(0))._replace(batch=None) in self._programs:
+            return _kind(input) not in self._as_given
+        if self._refusal(input) is None:
+            self._as_given.add(_kind(input))
+        return _kind(input) not in self._as_given
 
-    def _captured(self, input: torch.Tensor) -> Any:
-        """The output by the program for inputs like this one, captured first where there is none."""
-        batched = input.dim() > 1 and (input.dim() != 3 or not self._takes_images)
-        exact = Kind(input.shape[0] if input.dim() else None, tuple(input.shape)[1:], input.dtype, input.device.type)
-        for key in (exact._replace(batch=None), exact):
-            if key in self._programs:
-                return self._programs[key](input)
+    def _refusal(self, input: torch.Tensor) -> Exception | None:
+        """What the network itself says against an input."""
+        assert self._network is not None
+        try:
+            with torch.random.fork_rng(devices=()):
+                copy.deepcopy(self._network)(input.clone())
+        except Exception as error:  # the network's own code: whatever it raises is shown as what it is
+            return error
+        return None
+
+    def _program_for(self, input: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+        """What computes inputs like this one, captured first where there is none."""
+        with self._lock:
+            kind = _kind(input)
+            general = self._programs.get(kind._replace(batch=None))
+            if general is not None and (kind.batch != 1 or getattr(general, "takes_one", True)):
+                return general
+            return self._programs.get(kind) or self._captured(input)
+
+    def _captured(self, input: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+        kind = _kind(input)
         if self._network is None:
             known = ", ".join(map(str, self._programs))
             raise InputError(
-                message=f"the saved model takes inputs of {known}, not {'x'.join(map(str, input.shape))} "
-                f"{input.dtype}: convert the network again, call it with such an input, and save it."
+                message=f"the saved model takes inputs of {known} {next(iter(self._programs)).dtype}, not "
+                f"{'x'.join(map(str, input.shape))} {input.dtype} on {input.device.type}: convert the network again, "
+                "call it with such an input, and save it."
             )
-        from .program import Program, export, why
+        refusal = self._refusal(input)
+        if refusal is not None:
+            raise InputError(message=self._explained(input, refusal)) from refusal
+        from .program import Program, export, same_operations, why
 
-        policy = self._policy()
         reason = ""
-        for dynamic in (True, False) if batched else (False,):
+        batched = input.dim() > 1 and (input.dim() != 3 or not self._takes_images)
+        takes_one = not batched or same_operations(self._network, input)
+        for dynamic in (True, False) if batched and (kind.batch != 1 or takes_one) else (False,):
             try:
                 with torch.inference_mode(False):
                     exported = export(self._network, input.detach().clone(), dynamic)
             except Exception as error:  # torch.export runs the network's own code, and raises whatever that does
                 reason = why(error)
                 continue
-            batch = input.shape[0] if input.dim() else None
-            program = Program(exported, self._weights, policy, batch=batch, strict=self._strict)
-            self._programs[exact._replace(batch=None) if dynamic else exact] = program
+            program = Program(exported, self._weights, self._policy(), batch=kind.batch, strict=self._strict)
+            program.takes_one = takes_one
+            self._programs[kind._replace(batch=None) if dynamic else kind] = program
             self.capture = "torch.export"
             history.add(program.report, continues=False)
-            return program(input)
+            return program
         log.warning("torch.export cannot capture the model (%s); torch.compile does", reason)
+        compiled = self._with_compile()
+        self._programs[kind._replace(batch=None)] = compiled
         self.capture = f"torch.compile, since torch.export cannot ({reason})"
-        run = self._programs[exact._replace(batch=None)] = self._with_compile()
-        return run(input)
+        return compiled
+
+    def _explained(self, input: torch.Tensor, refusal: Exception) -> str:
+        """The network's words, and what to do where the input is of another dtype or device than the weights."""
+        text = f"the model does not take an input of {'x'.join(map(str, input.shape))} {input.dtype}: {refusal}"
+        weight = next((t for t in self._weights.values() if t.is_floating_point()), None)
+        if weight is not None and input.device != weight.device:
+            text += f"\nThe model is on {weight.device}, and the input on {input.device}: move one with .to(device)."
+        elif weight is not None and input.dtype != weight.dtype:
+            text += (
+                f"\nThe model computes in {weight.dtype}: convert the input (.to({weight.dtype})), or the model "
+                f"(ai3.convert(..., dtype={input.dtype}))."
+            )
+        return text
 
     def _with_compile(self) -> Callable[[torch.Tensor], Any]:
         assert self._network is not None
@@ -312,6 +349,11 @@ class Model:
                 value = functools.partial(_ask_with_shape if takes else _ask, value, self._network)
             selectors[name] = Selector(name, value, selector.known, selector.exact)
         return Policy(selectors=selectors, rest="eager", strict=self._strict, fuse=True)
+
+
+def _kind(input: torch.Tensor) -> Kind:
+    sizes = tuple(input.shape)
+    return Kind(sizes[0] if sizes else None, sizes[1:], input.dtype, input.device.type)
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:

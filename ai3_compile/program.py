@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import core, functional, passes, registry
 from .errors import StrictError, UnsupportedCallableError
@@ -39,6 +40,7 @@ def export(network: torch.nn.Module, sample: torch.Tensor, dynamic_batch: bool) 
     Raises whatever torch.export raises for a network that it cannot capture.
     """
     shapes = ({0: Dim("batch", min=1)},) if dynamic_batch else None
+    sample = sample.contiguous()
     if dynamic_batch and sample.shape[0] < 2:
         # A size of 1 would be taken for one that broadcasts.
         sample = torch.cat([sample, sample]) if sample.shape[0] else sample.new_zeros((2, *sample.shape[1:]))
@@ -46,6 +48,33 @@ def export(network: torch.nn.Module, sample: torch.Tensor, dynamic_batch: bool) 
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch of itself
         program = torch.export.export(network, (sample,), dynamic_shapes=shapes, strict=False)
         return program.run_decompositions(_composites())
+
+
+def same_operations(network: torch.nn.Module, input: torch.Tensor) -> bool:
+    """Whether the network runs the same operations on one sample as on two: then it has no branch on a batch of one."""
+
+    class Record(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def names(count: int) -> list[str] | None:
+        sample = input.new_zeros((count, *input.shape[1:]))
+        if input.shape[0]:
+            sample.copy_(input[:1])
+        twin = copy.deepcopy(network)
+        with torch.random.fork_rng(devices=()), Record() as record:
+            try:
+                twin(sample)
+            except Exception:  # it takes no such batch: export says more
+                return None
+        return record.names
+
+    return names(1) == names(2)
 
 
 @contextlib.contextmanager
@@ -102,6 +131,10 @@ class Program:
         if registry.can_choose():
             core.load()
         self.exported, self.weights, self.batch = exported, weights, batch
+        kinds = {spec.kind for spec in exported.graph_signature.output_specs}
+        self.writes_input = OutputKind.USER_INPUT_MUTATION in kinds
+        self.takes_one = True
+        """Whether a dynamic batch may also be 1, which torch.export takes for another thing than many."""
         self.report = GraphReport()
         graph = Graph()
         output = graph.graph_copy(exported.graph, {})
@@ -136,6 +169,7 @@ class Program:
 
     def __call__(self, input: torch.Tensor) -> Any:
         """The network's output, of its own structure, on the input."""
+        given, input = input, input.contiguous()  # as the sample was: the graph counts on its strides
         signature = self.exported.graph_signature
         arguments = []
         for spec in signature.input_specs:
@@ -150,7 +184,7 @@ class Program:
             if spec.kind is OutputKind.USER_OUTPUT:
                 outputs.append(value)
             elif spec.kind is OutputKind.USER_INPUT_MUTATION:
-                input.copy_(value)
+                given.copy_(value)
             elif spec.target is not None and spec.target in self.weights:
                 self.weights[spec.target].copy_(value)
         assert self.exported.call_spec.out_spec is not None

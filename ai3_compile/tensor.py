@@ -62,7 +62,8 @@ class Tensor:
 
 
 def to_torch(value: Any) -> torch.Tensor:
-    """An input as a torch.Tensor that shares its memory; a NumPy array of negative strides is copied.
+    """An input as a torch.Tensor that shares its memory; a NumPy array of negative strides, or of the other byte order,
+    is copied.
 
     Raises TensorTypeError for what is no tensor, no array and no object with `__dlpack__`.
     """
@@ -70,11 +71,11 @@ def to_torch(value: Any) -> torch.Tensor:
         return value
     if isinstance(value, Tensor):
         return value.torch()
-    if _name_of(type(value)) == "numpy.ndarray":
-        if any(stride < 0 for stride in value.strides):
-            value = value.copy()
+    if _name_of(type(value)) in ("numpy.ndarray", "numpy.memmap"):
+        if any(stride < 0 for stride in value.strides) or not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
         with warnings.catch_warnings():
-            # torch warns of arrays that may not be written; the model does not write its input.
+            # torch warns of arrays that may not be written: a Model copies one before it writes to it.
             warnings.filterwarnings("ignore", message=".*not writable.*")
             try:
                 return torch.from_numpy(value)
@@ -83,6 +84,11 @@ def to_torch(value: Any) -> torch.Tensor:
     if hasattr(value, "__dlpack__"):
         return torch.from_dlpack(value)
     raise TensorTypeError(found=f"{type(value).__module__}.{type(value).__qualname__}", reason="")
+
+
+def is_read_only(value: Any) -> bool:
+    """Whether the memory of an input is not to be written: a NumPy array may say so."""
+    return _name_of(type(value)) in ("numpy.ndarray", "numpy.memmap") and not value.flags.writeable
 
 
 def convert(data: torch.Tensor, out_type: Any) -> Any:

@@ -59,14 +59,7 @@ def register_algorithm(
     with the compiler's words for sources that do not compile, UnknownOperationError for the operation.
     """
     registry.check_operation(operation)
-    if not isinstance(name, str) or not name.strip() or name != name.strip() or set(name) & set("@|\n"):
-        raise RegistrationError(
-            operation=operation, name=name, message="a name is a text without '@', '|' or spaces around it"
-        )
-    if name in (*POLICIES, "torch"):
-        raise RegistrationError(
-            operation=operation, name=name, message="this name has a meaning of its own in selectors"
-        )
+    _check_name(operation, name)
     taken = next((a for a in registry.of_operation(operation) if a.name == name), None)
     if taken is not None:
         way_out = (
@@ -110,6 +103,17 @@ def register_algorithm(
     registry.platforms()[algorithm.platform].load([algorithm])
     registry.add(algorithm)
     return algorithm
+
+
+def _check_name(operation: str, name: object) -> None:
+    if not isinstance(name, str) or not name.strip() or name != name.strip() or set(name) & set("@|\n"):
+        raise RegistrationError(
+            operation=operation, name=name, message="a name is a text without '@', '|' or spaces around it"
+        )
+    if name in (*POLICIES, "torch"):
+        raise RegistrationError(
+            operation=operation, name=name, message="this name has a meaning of its own in selectors"
+        )
 
 
 def _of_this_process() -> str:
@@ -224,22 +228,21 @@ def _read_folder() -> None:
     for algorithm in _from_folder:
         registry.remove(algorithm)
     _from_folder.clear()
-    _folder_state = state
-    if here is None:
-        return
-    cmake = here / "custom.cmake"
+    _folder_state = None  # an error below is raised again at the next look
+    cmake = Path() if here is None else here / "custom.cmake"
     for file in files:
-        operation = file.parent.name if file.suffix == ".cpp" else file.stem
-        if operation not in registry.OPERATIONS or file.suffix not in (".hpp", ".cpp"):
+        operation = file.parent.name if file.suffix in _CXX else file.stem
+        if here is None or operation not in registry.OPERATIONS or file.suffix not in (".hpp", *_CXX):
             continue
         if file.suffix == ".hpp" and file.parent == here:
             name = "custom"
             adapter = HEADERS / "adapter" / f"{operation}.cpp"
             build = Build((adapter,), include_dirs=(here, HEADERS / "include", HEADERS / "adapter"))
-        elif file.suffix == ".cpp" and file.parent.parent == here:
+        elif file.suffix in _CXX and file.parent.parent == here:
             name, build = file.stem.replace("_", " "), Build((file,), include_dirs=(here,))
         else:
             continue
+        _check_name(operation, name)
         if any(a.operation == operation and a.name == name for a in (*registry.shipped(), *registry.users())):
             raise RegistrationError(
                 operation=operation, name=name, message=f"the name is taken; give {file} another one"
@@ -251,6 +254,7 @@ def _read_folder() -> None:
         algorithm = Algorithm(operation, name, "cpp", text, file, build, version=version)
         registry.add(algorithm)
         _from_folder.append(algorithm)
+    _folder_state = state
 
 
 registry.on_list(_read_folder)

@@ -69,7 +69,7 @@ class AdaptiveAvgPool2d(Operation):
         device: str,
         attributes: Mapping[str, Any],
     ) -> OpSpec | None:
-        if len(input_shape) != 4:
+        if len(input_shape) != 4 or len(attributes["output_size"]) != 2 or 0 in input_shape[1:]:
             return None
         size = {"output_size": _size(input_shape, attributes)}
         return super().spec(name, input_shape, weight_shape, has_bias, dtype, device, size)

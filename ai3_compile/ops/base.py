@@ -158,8 +158,8 @@ HINTS: ContextVar[Mapping[Any, int]] = ContextVar("ai3_hints", default={})
 
 def hint(size: int | torch.SymInt) -> int:
     """A size as captured; reading it adds no guard. An unbacked size counts as 1."""
-    if isinstance(size, int):
-        return size
+    if not isinstance(size, torch.SymInt):
+        return int(size)  # torch.jit.trace has tensors of one element
     value = size.node.expr.xreplace(HINTS.get()) if HINTS.get() else size.node.hint
     if getattr(value, "is_number", True):
         return 1 if value is None else int(value)
@@ -222,9 +222,10 @@ def empty_image(input: torch.Tensor, channels: Any, height: Any, width: Any, cha
     )
 
 
-def window_pair(value: Any) -> tuple[int, int]:
-    """As `pair`, of a module's attribute, which may hold tensors' sizes."""
-    return (int(value), int(value)) if not isinstance(value, Sequence) else (int(value[0]), int(value[-1]))
+def window_pair(value: Any) -> Any:
+    """(height, width) of a module's attribute; what is no pair stays as it is, for PyTorch to refuse."""
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    return values * 2 if len(values) == 1 else values
 
 
 def equal_paddings(padding: Sequence[int]) -> tuple[int, ...]:
@@ -262,6 +263,9 @@ def pooled(
     dilation: tuple[int, int],
 ) -> tuple[int, ...] | None:
     """The shape of a pooled image; None where PyTorch refuses the window."""
+    pairs = (kernel_size, stride, padding, dilation)
+    if any(len(pair) != 2 for pair in pairs) or 0 in (*kernel_size, *stride, *image[1:]):
+        return None
     window = zip(image[2:], kernel_size, stride, padding, dilation)
     extents = [pool_extent(size, kernel, by, pad, dil, ceil_mode) for size, kernel, by, pad, dil in window]
     pads = zip(padding, kernel_size, dilation)

@@ -20,6 +20,7 @@ from .base import (
     pair,
     spec_of,
     tensor_spec,
+    window_pair,
 )
 
 if TYPE_CHECKING:
@@ -72,13 +73,20 @@ class Conv2d(Operation):
         return input, weight, bias  # type: ignore[return-value]
 
     def attributes_of(self, module: Any) -> Attributes:
-        left, right, top, bottom = module._reversed_padding_repeated_twice  # also where padding is 'same'
-        # Other modes than zeros are a padded copy of the image, made before the operation.
-        padding = (top, bottom, left, right) if module.padding_mode == "zeros" else (0, 0, 0, 0)
+        dilation = window_pair(module.dilation)
+        if module.padding_mode != "zeros" or module.padding == "valid":
+            # Other modes than zeros are a padded copy of the image, made before the operation.
+            padding = (0, 0, 0, 0)
+        elif module.padding == "same":
+            totals = [dil * (size - 1) for dil, size in zip(dilation, module.weight.shape[2:])]
+            (top, left) = (total // 2 for total in totals)  # what is odd goes behind, as in ATen
+            padding = (top, totals[0] - top, left, totals[1] - left)
+        else:
+            padding = four_paddings(window_pair(module.padding))
         return (
-            ("stride", tuple(module.stride)),
+            ("stride", window_pair(module.stride)),
             ("padding", equal_paddings(padding)),
-            ("dilation", tuple(module.dilation)),
+            ("dilation", dilation),
             ("groups", module.groups),
         )
 

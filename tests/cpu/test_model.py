@@ -14,6 +14,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -343,6 +344,15 @@ def test_another_process_reads_it_and_builds_nothing(saved, tmp_path):
     assert ran.stdout.strip() == str([row.algorithm for row in model.report]), ran.stderr
 
 
+def test_another_process_reads_a_swapped_networks_model(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    ai3.swap_operation("conv2d", network, "direct")
+    ai3.convert(network, {}, SHAPE).save(tmp_path / "m.ai3")
+    program = "import sys, torch, ai3; print(ai3.load(sys.argv[1])(torch.ones(2, 3, 12, 12)).shape)"
+    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path / "m.ai3")], capture_output=True, text=True)
+    assert ran.stdout.strip() == "torch.Size([2, 4, 10, 10])", ran.stderr
+
+
 def test_tied_weights_are_kept_once(tmp_path):
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -361,7 +371,7 @@ def test_tied_weights_are_kept_once(tmp_path):
 
 
 def test_an_input_of_another_shape_than_saved(saved):
-    with pytest.raises(errors.InputError, match="takes inputs of Nx3x12x12, not 1x3x16x16"):
+    with pytest.raises(errors.InputError, match="takes inputs of Nx3x12x12 torch.float32, not 1x3x16x16"):
         ai3.load(saved[0])(image(1, 3, 16, 16))
 
 
@@ -543,3 +553,120 @@ def test_without_a_compiler_everything_is_torchs(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler", "AI3_CACHE_DIR": str(tmp_path)}
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert ran.stdout.splitlines() == ["True {'torch'}", "True", "True"], ran.stderr
+
+
+# What an adversary found
+
+
+class OneOrMany(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.many = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) if x.shape[0] == 1 else self.many(x)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_branch_on_a_batch_of_one_is_taken(first):
+    network = OneOrMany().eval()
+    model = ai3.convert(network, {}, (first, 3, 12, 12))
+    for batch in (1, 2, 3, 1):
+        x = image(batch, 3, 12, 12)
+        assert relative_error(model(x), eager(network, x)) < 2e-5
+    loaded = pickle.loads(pickle.dumps(model))
+    for batch in (1, 2):
+        assert relative_error(loaded(image(batch, 3, 12, 12)), eager(network, image(batch, 3, 12, 12))) < 2e-5
+
+
+def test_autocast_does_not_reach_into_a_model():
+    network, x = net(), image()
+    model = ai3.convert(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.float32 and relative_error(model(x), net()(x).double()) < 2e-2
+    assert relative_error(model(x), eager(network, x)) < 2e-5
+
+
+def test_three_dimensions_are_the_networks_to_read():
+    class Spectrograms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.unsqueeze(1)).mean((2, 3))
+
+    network = Spectrograms().eval()
+    for model in (ai3.convert(network), ai3.convert(network, {}, (5, 8, 9))):
+        for batch in (1, 4, 5):
+            x = image(batch, 8, 9)
+            assert relative_error(model(x), eager(network, x)) < 2e-5 and model(x).shape == (batch, 4)
+    plain = nn.Conv2d(3, 4, 3)
+    assert relative_error(ai3.convert(plain, {}, SHAPE)(image(3, 9, 9)), eager(plain, image(3, 9, 9))) < 2e-5
+
+
+@pytest.mark.parametrize("first", ["contiguous", "channels_last"])
+def test_inputs_of_other_strides(first):
+    network, x = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(108, 3)).eval(), image(2, 3, 6, 6)
+    layouts = [x, x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[:, :1].expand(2, 3, 6, 6)]
+    model = ai3.convert(network)
+    for given in layouts if first == "contiguous" else layouts[::-1]:
+        assert relative_error(model(given), eager(network, given)) < 2e-5
+
+
+def test_memory_that_is_not_to_be_written_is_not():
+    array = -np.ones(SHAPE, np.float32)
+    array.flags.writeable = False
+    frozen = np.frombuffer(array.tobytes(), np.float32).reshape(SHAPE)
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)).eval()
+    model = ai3.convert(network, {}, SHAPE)
+    for given in (array, frozen):
+        model(given)
+        assert (given == -1).all()
+    tensor = -torch.ones(SHAPE)
+    model(tensor)
+    assert bool((tensor == 0).all())  # as eager does
+
+
+def test_a_bad_input_does_not_spoil_a_model(tmp_path):
+    model = ai3.convert(nn.Conv2d(3, 4, 3))
+    model(image())
+    with pytest.raises(errors.InputError, match="expected input.*to have 3 channels"):
+        model(image(1, 4, 9, 9))
+    assert model.capture == "torch.export" and "Nx4" not in repr(model)
+    model.save(tmp_path / "m.ai3")
+
+
+def test_what_a_file_cannot_hold_is_refused_when_it_is_saved(tmp_path):
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor):
+            return x * 2, "label"
+
+    model = ai3.convert(Named(), {}, (2, 3))
+    assert model(torch.ones(2, 3))[1] == "label"
+    with pytest.raises(errors.ModuleError, match="returns 'label' beside tensors"):
+        model.save(tmp_path / "m.ai3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_share_a_model():
+    network = net()
+    model = ai3.convert(network)
+    inputs = [image(batch, 3, 12, 12) for batch in (1, 2, 3, 4)]
+    with ThreadPoolExecutor(4) as pool:
+        for x, found in zip(inputs, pool.map(model, inputs)):
+            assert relative_error(found, eager(network, x)) < 2e-5
+    assert model.capture == "torch.export"
+
+
+def test_a_forward_that_casts_its_input():
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.double())
+
+    network = Casting().eval()
+    assert relative_error(ai3.convert(network)(image()), eager(network, image())) < 1e-12

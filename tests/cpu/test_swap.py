@@ -554,3 +554,113 @@ def test_autocast():
         ai3.swap_operation("conv2d", model, "direct")
         with pytest.raises(errors.NothingFitsError, match="needs float32 or float64"):
             model(x)
+
+
+# What an adversary found
+
+MODULES = {
+    "conv2d": (nn.Conv2d(3, 4, 3), (2, 3, 6, 6)),
+    "linear": (nn.Linear(5, 3), (4, 5)),
+    "maxpool2d": (nn.MaxPool2d(2), (2, 3, 6, 6)),
+    "avgpool2d": (nn.AvgPool2d(2), (2, 3, 6, 6)),
+    "adaptiveavgpool2d": (nn.AdaptiveAvgPool2d(2), (2, 3, 6, 6)),
+    "relu": (nn.ReLU(), (2, 5)),
+    "flatten": (nn.Flatten(), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_torch_func_and_forward_mode_are_those_of_torch(operation):
+    module, shape = MODULES[operation]
+    swapped, x, v = copy.deepcopy(module), image(*shape), torch.ones(shape)
+    ai3.swap_operation(operation, swapped, "guess")
+    for f in (
+        lambda m: torch.func.jvp(m, (x,), (v,))[1],
+        lambda m: torch.func.grad(lambda x: m(x).square().sum())(x),
+        lambda m: torch.func.vmap(m)(x.unsqueeze(1)),
+        lambda m: torch.func.jacrev(m)(x[:1]),
+    ):
+        assert relative_error(f(swapped), f(module)) < 2e-5
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, v)
+        tangents = [torch.autograd.forward_ad.unpack_dual(m(dual)).tangent for m in (swapped, module)]
+    assert relative_error(*tangents) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"padding": (1, 1)}, {"padding": "same"}, {"padding": (0, 2)}, {"stride": 2}, {"dilation": 2}, {"padding": 1}],
+    ids=str,
+)
+def test_attributes_that_are_changed_later_count(changes):
+    conv = nn.Conv2d(3, 4, 3)
+    ai3.swap_operation("conv2d", conv, "direct")
+    for name, value in changes.items():
+        setattr(conv, name, value)
+    weight, bias = conv.weight, conv.bias
+    given = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    assert relative_error(conv(image()), F.conv2d(image(), weight, bias, **given)) < 2e-6
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_channels_last_stays_channels_last(grad):
+    x = image(2, 4, 8, 8).to(memory_format=torch.channels_last)
+    with torch.set_grad_enabled(grad):
+        for operation in ("conv2d", "maxpool2d", "avgpool2d"):
+            module = {"conv2d": nn.Conv2d(4, 5, 3), "maxpool2d": nn.MaxPool2d(2), "avgpool2d": nn.AvgPool2d(2)}[
+                operation
+            ]
+            expected = module(x)
+            ai3.swap_operation(operation, module, "guess")
+            found = module(x)
+            assert found.stride() == expected.stride() and relative_error(found, expected) < 2e-6
+
+
+def test_tracers_see_a_swapped_module():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), image()
+    expected = model(x)
+    ai3.swap_operation("conv2d", model, "direct")
+    traced = torch.fx.symbolic_trace(model)
+    assert relative_error(traced(x), expected) < 2e-6
+    with torch.no_grad():
+        assert relative_error(torch.jit.trace(model, x)(x), expected) < 2e-6
+
+
+def test_what_is_no_tensor_is_refused_in_torchs_words():
+    for value in (None, [1.0], "x"):
+        conv = nn.Conv2d(3, 4, 3)
+        with pytest.raises(TypeError) as expected:
+            conv(value)
+        ai3.swap_operation("conv2d", conv, "direct")
+        with pytest.raises(TypeError, match=re.escape(str(expected.value)[:40])):
+            conv(value)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.AvgPool2d(2, stride=0), nn.MaxPool2d((2, 2, 2)), nn.AdaptiveAvgPool2d((2, 3, 4)), nn.MaxPool2d(2)],
+    ids=str,
+)
+def test_windows_that_torch_refuses(module):
+    x = image(2, 0, 4, 4) if getattr(module, "stride", None) == 2 else image(2, 3, 8, 8)
+    with pytest.raises((RuntimeError, TypeError)) as expected:
+        module(x)
+    swapped_everywhere(module)
+    with pytest.raises(type(expected.value), match=re.escape(str(expected.value)[:60])):
+        module(x)
+
+
+def test_a_module_that_the_sample_does_not_call_is_said():
+    attention = nn.MultiheadAttention(8, 2)  # it uses the weight of out_proj, and never calls the module
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = attention, nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.attention(x, x, x)[0])
+
+    rows = {row.name: row for row in ai3.swap_operation("linear", Wrapped(), "gemm", (4, 2, 8))}
+    assert rows["head"].algorithm == "gemm@cpp"
+    assert "the forward pass of the sample does not call it" in rows["attention.out_proj"].why

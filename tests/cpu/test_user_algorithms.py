@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -425,6 +426,16 @@ def test_pyproject_names_the_folder(tmp_path, monkeypatch):
         ai3.check_options({})
     project.write_text("")
     assert "custom" not in ai3.SUPPORTED_ALGORITHMS["conv2d"]
+
+
+@pytest.mark.parametrize("name", ["winograd", "guess", "a|b"])
+def test_a_name_that_cannot_be_is_said_every_time(name, tmp_path, monkeypatch):
+    (tmp_path / "conv2d").mkdir()
+    (tmp_path / "conv2d" / f"{name}.cpp").write_text(SOURCE)
+    monkeypatch.setenv(user_algorithms.ENVIRONMENT, str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(errors.RegistrationError, match=re.escape(repr(name))):
+            ai3.swap_operation("conv2d", net(), "direct")
 
 
 def test_a_broken_header_is_a_build_error(tmp_path, monkeypatch):
