@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m ai3_compile demo
 
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .

@@ -193,6 +193,11 @@ def _build(metadata: Any, tensors: Mapping[str, torch.Tensor], members: Mapping[
     from .model import Kind, Model
 
     weights = {name.partition(":")[2]: t for name, t in tensors.items() if name.startswith("weight:")}
+    devices = {entry["device"] for entry in metadata["programs"]}
+    if "cuda" in devices and not torch.cuda.is_available():
+        raise ArchiveError(path=path, message="it is of a model on cuda, which is not here: save it after .to('cpu')")
+    (device,) = devices
+    weights = {name: tensor.to(device) for name, tensor in weights.items()}
     for name in metadata["parameters"]:
         weights[name] = torch.nn.Parameter(weights[name], requires_grad=False)
     selectors = {
@@ -212,7 +217,7 @@ def _build(metadata: Any, tensors: Mapping[str, torch.Tensor], members: Mapping[
     ]
     for number, entry in enumerate(metadata["programs"]):
         prefix = f"constant_{number}:"
-        constants = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        constants = {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
         graph = _checked(json.loads(members[f"graph_{number}.json"]), path)
         artifact = serialize.SerializedArtifact(json.dumps(graph).encode(), dict(weights), constants, b"")  # type: ignore[arg-type]
         if registry.can_choose():

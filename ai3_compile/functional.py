@@ -162,7 +162,7 @@ _library.impl("run", run_in_graph, "CompositeImplicitAutograd")
 
 
 def _shape(tensor: torch.Tensor) -> Shape:
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) and not torch.jit.is_tracing():
         return tensor.shape  # only tensors under trace have symbolic sizes
     return tuple(hint(size) for size in tensor.shape)
 

@@ -203,9 +203,9 @@ class Model:
         exported, self._programs, self._reports = self._exported(), {}, []
         for key, program in exported.items():
             moved = move_to_device_pass(program.exported, place)
-            self._programs[key._replace(device=place.type)] = Program(
-                moved, self._weights, self._policy(), batch=program.batch
-            )
+            again = Program(moved, self._weights, self._policy(), batch=program.batch)
+            again.takes_one = program.takes_one
+            self._programs[key._replace(device=place.type)] = again
         return self
 
     def save(self, path: str | os.PathLike[str] | io.BufferedIOBase) -> None:
@@ -332,9 +332,9 @@ class Model:
         compiled = torch.compile(self._network, backend="ai3", options=options)
 
         def run(input: torch.Tensor) -> Any:
-            before = len(history.reports())
+            before = history.mark()
             output = compiled(input)
-            self._reports.extend(history.reports()[before:])
+            self._reports.extend(history.since(before))
             return output
 
         return run

@@ -9,6 +9,7 @@ from .rows import GraphReport, Report
 _reports: list[Report] = []
 # Enough for a session; a service that compiles for ever keeps no more.
 _LIMIT = 256
+_made = 0
 
 
 def reports() -> tuple[Report, ...]:
@@ -30,10 +31,22 @@ def last_report() -> Report:
 
 def add(graph: GraphReport, *, continues: bool) -> None:
     """Adds a graph: to the last report where it is the part of the same function behind a graph break."""
+    global _made
     if not (continues and _reports):
+        _made += 1
         _reports.append(Report())
         del _reports[:-_LIMIT]
     _reports[-1].graphs.append(graph)
+
+
+def mark() -> int:
+    """A place in the history, for `since`."""
+    return _made
+
+
+def since(place: int) -> list[Report]:
+    """The reports made after a mark, as far as they are kept."""
+    return _reports[len(_reports) - min(_made - place, len(_reports)) :]
 
 
 def is_continuation(gm: GraphModule) -> bool:

@@ -99,6 +99,12 @@ def test_a_model_moves_between_devices():
     assert any(row.algorithm.endswith("@cpp") for row in model.report)
 
 
+def test_a_model_on_the_gpu_is_saved_and_loaded(tmp_path):
+    model, x = ai3.convert(net(), {}, (2, 3, 12, 12)), image()
+    model.save(tmp_path / "m.ai3")
+    assert torch.equal(ai3.load(tmp_path / "m.ai3")(x), model(x))
+
+
 def test_autocast_and_half_precision_are_left_to_torch():
     model, x = net(), image()
     with torch.autocast("cuda", torch.float16):
