@@ -93,7 +93,7 @@ def test_a_model_moves_between_devices():
     assert any(row.algorithm.endswith("@cpp") for row in model.report)
     found = model.to("cuda")(x)
     assert relative_error(found, expected) < 1e-4 and {row.algorithm for row in model.report} == {"torch"}
-    with pytest.raises(errors.InputError, match="the model is on cuda"):
+    with pytest.raises(errors.InputError, match="The model is on cuda"):
         model(x.cpu())
     assert relative_error(model.to("cpu")(x.cpu()), expected.cpu()) < 1e-4
     assert any(row.algorithm.endswith("@cpp") for row in model.report)
