@@ -20,8 +20,9 @@ using ai3::kPanelColumns;
 using ai3::WinogradShape;
 
 constexpr int64_t kBlockBytes = 1000 * 1024;  // of V and the products, which stay in L2
-constexpr int64_t kMaxBlock = 96;             // tiles
-constexpr double kStreamedBytes = 12e6;       // of weights that are better read once by all threads together
+// Tiles of a block. With fewer than kMinBlock the weights, which stream from L3 once a block, are what takes the time.
+constexpr int64_t kMinBlock = 30, kMaxBlock = 96;
+constexpr double kStreamedBytes = 12e6;  // of weights that are better read once by all threads together
 
 WinogradShape shape_of(const ai3_args* a) {
   const int64_t bytes = a->dtype == AI3_FLOAT64 ? 8 : 4, lanes = ai3::kVectorBytes / bytes;
@@ -40,10 +41,10 @@ WinogradShape shape_of(const ai3_args* a) {
   // Rows are padded and planes are an odd number of cache lines apart, as powers of two would share cache sets.
   s.row = ceil_div(s.channels, lanes) * lanes + lanes;
   const int64_t tile_bytes = s.frequencies * (s.row + panel) * bytes;
-  const int64_t fit = std::max<int64_t>(2 * ai3::kBlockRows, std::min(kBlockBytes / tile_bytes, kMaxBlock));
+  const int64_t fit = std::clamp(kBlockBytes / tile_bytes, kMinBlock, kMaxBlock);
   const double weight_bytes = double(s.frequencies) * double(s.channels) * double(s.filters) * double(bytes);
-  s.share = threads > 1 && a->groups == 1 && s.panels >= threads &&
-            (s.tiles < threads * ai3::kBlockRows || weight_bytes > kStreamedBytes);
+  s.share = a->groups == 1 && s.panels >= threads &&
+            (weight_bytes > kStreamedBytes || (threads > 1 && s.tiles < threads * ai3::kBlockRows));
   s.blocks =
       s.share ? ceil_div(s.tiles, kMaxBlock) : std::min(s.tiles, ceil_div(ceil_div(s.tiles, fit), threads) * threads);
   s.block = ceil_div(s.tiles, std::max<int64_t>(1, s.blocks));
@@ -53,6 +54,7 @@ WinogradShape shape_of(const ai3_args* a) {
   s.v_elements = s.frequencies * s.plane;
   s.result_elements = s.frequencies * s.result_plane;
   s.slots = std::min(threads, s.share ? s.panels : s.blocks);
+  s.slot_panels = s.share ? ceil_div(s.panels, std::max<int64_t>(1, s.slots)) : 1;
   return s;
 }
 
@@ -72,29 +74,38 @@ template <typename T>
 T* slot_results(const Work& w, int64_t slot) {
   const WinogradShape& s = w.shape;
   return static_cast<T*>(w.args->workspace) + (s.share ? s.v_elements : s.slots * s.v_elements) +
-         slot * s.result_elements;
+         slot * s.slot_panels * s.result_elements;
 }
 
-// One panel of output channels for a block of tiles, from V to pixels.
+// Panels [begin, end) of output channels for a block of tiles, from V to pixels. A frequency's V is read by all panels
+// while it is in cache.
 template <int M, typename T>
-void run_panel(const Work& w, int64_t group, int64_t panel, int64_t first, int64_t tiles, const T* v, T* results) {
+void run_panels(const Work& w, int64_t group, int64_t begin, int64_t end, int64_t first, int64_t tiles, const T* v,
+                T* results) {
   const WinogradShape& s = w.shape;
-  const int64_t filter = panel * kPanelColumns<T>, width = std::min(kPanelColumns<T>, s.width - filter),
-                step = s.channels * width;
-  const T* weights = static_cast<const T*>(w.args->packed) + s.frequencies * s.channels * (group * s.width + filter);
-  for (int64_t f = 0; f < s.frequencies; ++f, weights += step) {
-    T* products = results + f * s.result_plane;
-    if (width == kPanelColumns<T>)
-      ai3::multiply_tiles<ai3::kPanelVectors>(v + f * s.plane, s.row, weights, s.channels, tiles, products,
-                                              kPanelColumns<T>);
-    else
-      ai3::multiply_tiles<ai3::kPanelVectors / 2>(v + f * s.plane, s.row, weights, s.channels, tiles, products,
-                                                  kPanelColumns<T>);
+  constexpr int64_t columns = kPanelColumns<T>;
+  const auto width = [&](int64_t panel) { return std::min(columns, s.width - panel * columns); };
+  const auto weights = [&](int64_t panel, int64_t f) {
+    return static_cast<const T*>(w.args->packed) + s.frequencies * s.channels * (group * s.width + panel * columns) +
+           f * s.channels * width(panel);
+  };
+  for (int64_t f = 0; f < s.frequencies; ++f) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const T *b = weights(panel, f), *next = panel + 1 < end ? weights(panel + 1, f) : weights(begin, f + 1);
+      T* products = results + (panel - begin) * s.result_elements + f * s.result_plane;
+      if (width(panel) == columns)
+        ai3::multiply_tiles<ai3::kPanelVectors>(v + f * s.plane, s.row, b, s.channels, tiles, products, columns, next);
+      else
+        ai3::multiply_tiles<ai3::kPanelVectors / 2>(v + f * s.plane, s.row, b, s.channels, tiles, products, columns,
+                                                    next);
+    }
   }
-  const int64_t filters = std::min(kPanelColumns<T>, s.filters - filter);
-  for (int64_t t = 0; t < tiles; ++t)
-    ai3::transform_output<M>(w.args, s, group * s.filters + filter, filters, width, first + t,
-                             results + t * kPanelColumns<T>);
+  for (int64_t panel = begin; panel < end; ++panel, results += s.result_elements) {
+    const int64_t filter = panel * columns, filters = std::min(columns, s.filters - filter);
+    for (int64_t t = 0; t < tiles; ++t)
+      ai3::transform_output<M>(w.args, s, group * s.filters + filter, filters, width(panel), first + t,
+                               results + t * columns);
+  }
 }
 
 template <int M, typename T>
@@ -107,7 +118,8 @@ void run_blocks(void* arg, int64_t begin, int64_t end) {
       const int64_t first = block * s.block, tiles = std::min(s.block, s.tiles - first);
       for (int64_t group = 0; group < w.args->groups; ++group) {
         for (int64_t t = 0; t < tiles; ++t) ai3::transform_input<M>(w.args, s, group, first + t, v + t * s.row);
-        for (int64_t panel = 0; panel < s.panels; ++panel) run_panel<M>(w, group, panel, first, tiles, v, results);
+        for (int64_t panel = 0; panel < s.panels; ++panel)
+          run_panels<M>(w, group, panel, panel + 1, first, tiles, v, results);
       }
     }
   }
@@ -126,8 +138,8 @@ void share_panels(void* arg, int64_t begin, int64_t end) {
   const WinogradShape& s = w.shape;
   const int64_t first = w.block * s.block, tiles = std::min(s.block, s.tiles - first);
   for (int64_t slot = begin; slot < end; ++slot)
-    for (int64_t panel = slot * s.panels / s.slots; panel < (slot + 1) * s.panels / s.slots; ++panel)
-      run_panel<M>(w, 0, panel, first, tiles, shared_v<T>(w), slot_results<T>(w, slot));
+    run_panels<M>(w, 0, slot * s.panels / s.slots, (slot + 1) * s.panels / s.slots, first, tiles, shared_v<T>(w),
+                  slot_results<T>(w, slot));
 }
 
 template <int M, typename T>
@@ -160,7 +172,7 @@ double cost(const ai3_args* a) {
 
 size_t workspace_bytes(const ai3_args* a) {
   const WinogradShape s = shape_of(a);
-  const int64_t elements = (s.share ? 1 : s.slots) * s.v_elements + s.slots * s.result_elements;
+  const int64_t elements = (s.share ? 1 : s.slots) * s.v_elements + s.slots * s.slot_panels * s.result_elements;
   return size_t(elements * (a->dtype == AI3_FLOAT64 ? 8 : 4));
 }
 

@@ -13,8 +13,8 @@ using ai3::Vec;
 
 // Up to this many rows the time is that of reading the weight, and packing it would gain nothing.
 constexpr int64_t kThinRows = 4;
-// Steps of a panel and bytes of input rows that stay in cache while they are used again.
-constexpr int64_t kDepth = 2048, kInputBytes = 1 << 20;
+// Steps of a panel, and input rows and their bytes, that stay in cache while they are used again.
+constexpr int64_t kDepth = 2048, kMaxRows = 384, kInputBytes = 1 << 20;
 
 struct Sizes {
   int64_t rows, depth, columns, bytes;
@@ -122,7 +122,7 @@ void run_slot(const ai3_args* a, const ai3::WorkSplit& shares, int64_t slot) {
   const ai3::WorkSplit::Part part = shares.part(slot, ai3::ceil_div(s.rows, ai3::kBlockRows), panels.count);
   const int64_t row_end = std::min(s.rows, part.unit_end * ai3::kBlockRows);
   const int64_t fit = kInputBytes / (std::min(s.depth, kDepth) * s.bytes) / ai3::kBlockRows * ai3::kBlockRows;
-  const int64_t most = std::max<int64_t>(fit, ai3::kBlockRows);
+  const int64_t most = std::clamp<int64_t>(fit, ai3::kBlockRows, kMaxRows);
   const T* const residual = static_cast<const T*>(a->residual.data);
   for (int64_t row = part.unit_begin * ai3::kBlockRows; row < row_end; row += most) {
     for (int64_t p = part.panel_begin; p < part.panel_end; ++p) {

@@ -118,7 +118,7 @@ Target<T> conv_target(const ai3_args* a, int64_t row, int64_t filter, int64_t co
 // where `zeros` is a pixel of zeros and `pitch` the most rows a slot lowers at once.
 template <typename Lowering>
 struct ConvGemm {
-  static constexpr int64_t kMaxRows = 96, kPanelBytes = 1 << 20;
+  static constexpr int64_t kMaxRows = 192, kPanelBytes = 1 << 20;
 
   static int64_t pitch(const ai3_args* a) {
     const int64_t fit = Lowering::kScratch / std::max<int64_t>(1, Lowering::row_bytes(a)) / kBlockRows * kBlockRows;

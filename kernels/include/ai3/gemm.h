@@ -78,13 +78,20 @@ struct PointerRows {
   const T* row(int64_t segment, int64_t i) const { return table[segment * segment_stride + i] + offset; }
 };
 
+// Steps that B is fetched ahead of its use: a panel streams from L2, which the hardware's prefetcher alone does not
+// hide.
+constexpr int kPrefetchSteps = 8;
+
 // sum[M][N] += A[M][steps] * B[steps][N vectors], with one pointer a row of A.
 template <int M, int N, typename T>
 inline void multiply_add(Vec<T> (&sum)[M][N], const T* const (&a)[M], int64_t steps, const T* b) {
   for (int64_t k = 0; k < steps; ++k, b += N * kLanes<T>) {
     Vec<T> x[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) x[n] = load<Vec<T>>(b + n * kLanes<T>);
+    for (int n = 0; n < N; ++n) {
+      x[n] = load<Vec<T>>(b + n * kLanes<T>);
+      __builtin_prefetch(b + (kPrefetchSteps * N + n) * kLanes<T>);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Vec<T> y = broadcast<Vec<T>>(a[m][k]);
@@ -109,10 +116,44 @@ __attribute__((noinline)) void write_rows(const Vec<T>* sums, int64_t rows, int 
   }
 }
 
+// The same from registers, for whole vectors: each part of the epilogue is asked for once a block.
+template <int M, int N, typename T>
+inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
+  constexpr int lanes = kLanes<T>;
+  const auto each = [&](auto f) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) f(sum[m][n], m * to.stride + n * lanes, n * lanes);
+    }
+  };
+  if (to.columns < N * lanes) {
+    Vec<T> copy[M][N];  // the sums themselves have no address, or they would live in memory
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) copy[m][n] = sum[m][n];
+    }
+    return write_rows<T>(&copy[0][0], M, N, to);
+  }
+  if (to.bias) each([&](Vec<T>& v, int64_t, int64_t n) { v += load<Vec<T>>(to.bias + n); });
+  if (to.residual) each([&](Vec<T>& v, int64_t at, int64_t) { v += load<Vec<T>>(to.residual + at); });
+  if (to.relu) each([&](Vec<T>& v, int64_t, int64_t) { v = relu(v); });
+  each([&](Vec<T>& v, int64_t at, int64_t) { store(to.out + at, v); });
+}
+
 // One register block: M rows from row `first`, N vectors of columns.
 template <int M, int N, typename T, typename Rows>
 void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth, const T* b, const Target<T>& to) {
-  Vec<T> total[M][N] = {}, sum[M][N] = {};
+  Vec<T> sum[M][N] = {}, total[M][N];
+  bool has_total = false;
+  const auto add_total = [&](auto f) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) f(total[m][n], sum[m][n]);
+    }
+  };
   int64_t summed = 0;
   for (int64_t s = 0; s < segments; ++s) {
     const T* a[M];
@@ -126,37 +167,50 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
       summed += steps;
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) a[m] += steps;
-      if (summed < kSumSteps && (left > 0 || s + 1 < segments)) continue;
+      if (summed < kSumSteps || (left == 0 && s + 1 == segments)) continue;
       summed = 0;
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
-          total[m][n] += sum[m][n];
-          sum[m][n] = Vec<T>{};
-        }
-      }
+      if (has_total)
+        add_total([](Vec<T>& all, Vec<T>& part) { all += part; });
+      else
+        add_total([](Vec<T>& all, Vec<T>& part) { all = part; });
+      has_total = true;
+      add_total([](Vec<T>&, Vec<T>& part) { part = Vec<T>{}; });
     }
   }
-  write_rows<T>(&total[0][0], M, N, to);
+  if (has_total) add_total([](Vec<T>& all, Vec<T>& part) { part += all; });
+  write_block<M, N, T>(sum, to);
 }
 
 template <int N, typename T, typename Rows>
 void gemm_panel(const Rows& rows, int64_t count, int64_t segments, int64_t depth, const T* b, const Target<T>& to) {
   for (int64_t m = 0; m < count;) {
-    const int64_t left = count - m;
     Target<T> at = to;
     at.out += m * to.stride;
     if (to.residual) at.residual += m * to.stride;
-    if (left >= kBlockRows) {
-      gemm_block<kBlockRows, N, T>(rows, m, segments, depth, b, at);
-      m += kBlockRows;
-    } else if (left >= 2) {
-      gemm_block<2, N, T>(rows, m, segments, depth, b, at);
-      m += 2;
-    } else {
-      gemm_block<1, N, T>(rows, m, segments, depth, b, at);
-      m += 1;
+    const auto block = [&](auto size) {
+      gemm_block<decltype(size)::value, N, T>(rows, m, segments, depth, b, at);
+      m += decltype(size)::value;
+    };
+    // The last rows are shared out, as few rows at once wait for their own sums.
+    const int64_t left = count - m;
+    switch (left >= 2 * kBlockRows || left <= kBlockRows ? std::min<int64_t>(left, kBlockRows) : (left + 1) / 2) {
+      case 6:
+        block(std::integral_constant<int, 6>());
+        break;
+      case 5:
+        block(std::integral_constant<int, 5>());
+        break;
+      case 4:
+        block(std::integral_constant<int, 4>());
+        break;
+      case 3:
+        block(std::integral_constant<int, 3>());
+        break;
+      case 2:
+        block(std::integral_constant<int, 2>());
+        break;
+      default:
+        block(std::integral_constant<int, 1>());
     }
   }
 }

@@ -133,17 +133,23 @@ struct Winograd {
   }
 };
 
-// Prefetches `next` by a line a step: the weights of the next frequency, which follow these.
-template <int Rows, int N, typename T>
+// `next` is what the products after these multiply by: `Lines` of its cache lines a step are brought nearer, to L2, and
+// b itself to L1. With no `Lines` both fit L1: one line a step goes there.
+template <int Rows, int N, int Lines, typename T>
 void multiply_rows(const T* a, int64_t a_stride, const T* b, int64_t depth, T* c, int64_t c_stride, const char* next) {
   using V = Vec<T>;
   constexpr int lanes = kLanes<T>;
+  constexpr int kLine = 64 * (Lines > 0 ? Lines : 1);
   V acc[Rows][N] = {};
-  for (int64_t k = 0; k < depth; ++k, b += N * lanes, next += 64) {
-    __builtin_prefetch(next);
+  for (int64_t k = 0; k < depth; ++k, b += N * lanes, next += kLine) {
     V x[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) x[n] = load<V>(b + n * lanes);
+    for (int n = 0; n < N; ++n) {
+      x[n] = load<V>(b + n * lanes);
+      if (Lines > 0) __builtin_prefetch(b + (kPrefetchSteps * N + n) * lanes);
+      if (n < Lines) __builtin_prefetch(next + n * 64, 0, 2);
+    }
+    if (Lines == 0) __builtin_prefetch(next);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const V y = broadcast<V>(a[r * a_stride + k]);
@@ -158,34 +164,51 @@ void multiply_rows(const T* a, int64_t a_stride, const T* b, int64_t depth, T* c
   }
 }
 
-// c[tiles][N vectors] = a[tiles][depth] * b[depth][N vectors], the tiles in balanced register blocks, so that none is
-// left with a row or two.
-template <int N, typename T>
-void multiply_tiles(const T* a, int64_t a_stride, const T* b, int64_t depth, int64_t tiles, T* c, int64_t c_stride) {
-  const char* next = reinterpret_cast<const char*>(b + depth * N * kLanes<T>);
-  for (int64_t parts = ceil_div(tiles, kBlockRows); parts > 0; --parts, next += depth * 64) {
+template <int N, int Lines, typename T>
+void multiply_parts(const T* a, int64_t a_stride, const T* b, int64_t depth, int64_t tiles, int64_t parts, T* c,
+                    int64_t c_stride, const char* next) {
+  for (; parts > 0; --parts, next += depth * 64 * (Lines > 0 ? Lines : 1)) {
     const int64_t rows = ceil_div(tiles, parts);
     switch (rows) {
       case 1:
-        multiply_rows<1, N>(a, a_stride, b, depth, c, c_stride, next);
+        multiply_rows<1, N, Lines>(a, a_stride, b, depth, c, c_stride, next);
         break;
       case 2:
-        multiply_rows<2, N>(a, a_stride, b, depth, c, c_stride, next);
+        multiply_rows<2, N, Lines>(a, a_stride, b, depth, c, c_stride, next);
         break;
       case 3:
-        multiply_rows<3, N>(a, a_stride, b, depth, c, c_stride, next);
+        multiply_rows<3, N, Lines>(a, a_stride, b, depth, c, c_stride, next);
         break;
       case 4:
-        multiply_rows<4, N>(a, a_stride, b, depth, c, c_stride, next);
+        multiply_rows<4, N, Lines>(a, a_stride, b, depth, c, c_stride, next);
         break;
       case 5:
-        multiply_rows<5, N>(a, a_stride, b, depth, c, c_stride, next);
+        multiply_rows<5, N, Lines>(a, a_stride, b, depth, c, c_stride, next);
         break;
       default:
-        multiply_rows<6, N>(a, a_stride, b, depth, c, c_stride, next);
+        multiply_rows<6, N, Lines>(a, a_stride, b, depth, c, c_stride, next);
     }
     a += rows * a_stride, c += rows * c_stride, tiles -= rows;
   }
+}
+
+constexpr int64_t kNearBytes = 16 * 1024;  // of a panel that shares L1 with the next one
+
+// c[tiles][N vectors] = a[tiles][depth] * b[depth][N vectors], the tiles in balanced register blocks, so that none is
+// left with a row or two. The fewer the blocks, the more of `next` each must fetch.
+template <int N, typename T>
+void multiply_tiles(const T* a, int64_t a_stride, const T* b, int64_t depth, int64_t tiles, T* c, int64_t c_stride,
+                    const T* next) {
+  const int64_t parts = ceil_div(tiles, kBlockRows);
+  const char* lines = reinterpret_cast<const char*>(next);
+  if (depth * N * kVectorBytes <= kNearBytes)
+    multiply_parts<N, 0>(a, a_stride, b, depth, tiles, parts, c, c_stride, lines);
+  else if (parts >= N)
+    multiply_parts<N, 1>(a, a_stride, b, depth, tiles, parts, c, c_stride, lines);
+  else if (parts >= 2)
+    multiply_parts<N, 2>(a, a_stride, b, depth, tiles, parts, c, c_stride, lines);
+  else
+    multiply_parts<N, N>(a, a_stride, b, depth, tiles, parts, c, c_stride, lines);
 }
 
 }  // namespace ai3

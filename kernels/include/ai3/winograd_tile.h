@@ -24,7 +24,8 @@ struct WinogradShape {
   int64_t row, plane;     // strides of V between tiles and frequencies
   int64_t result_plane;   // stride of a panel's products between frequencies
   int64_t v_elements, result_elements, slots;
-  bool share;  // threads share V and split the panels
+  int64_t slot_panels;  // of which a slot holds the products at once
+  bool share;           // threads share V and split the panels
 };
 
 // The faster of F(4x4) and F(2x2) for one image, as the packed weights should not depend on the batch. F(4x4) computes
