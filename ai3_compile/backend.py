@@ -108,7 +108,7 @@ class _Ai3Pass(CustomGraphPass):
         before = [step.uuid() if isinstance(step, CustomGraphPass) else None for step in self.before]
         if None in before:
             return None
-        policy = (selectors, self.policy.rest, self.policy.strict, self.policy.fuse)
+        policy = (selectors, self.policy.rest, self.policy.strict, self.policy.fuse, self.policy.max_workspace)
         key = (
             __version__,
             policy,

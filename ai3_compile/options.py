@@ -27,6 +27,7 @@ class Option:
 REST = "rest"
 STRICT = "strict"
 FUSE = "fuse"
+MAX_WORKSPACE = "max_workspace"
 
 _SELECTOR = (
     "a name, 'first|second' in order of preference, a sequence of these, or a function of (op) or (op, input_shape)"
@@ -55,6 +56,14 @@ OPTIONS: dict[str, Option] = {
             (True, False),
             "in inference, fold batch norms into convolutions and run residual additions and relu inside them",
         ),
+        Option(
+            MAX_WORKSPACE,
+            "int or None",
+            None,
+            (),
+            "bytes of scratch memory that a call of an algorithm may ask for; one that asks for more does not fit "
+            "(what torch's own needs is not known)",
+        ),
     )
 }
 
@@ -67,6 +76,7 @@ class Policy:
     rest: str
     strict: bool
     fuse: bool
+    max_workspace: int | None = None
     left_alone: frozenset[str] = frozenset()
     """Operations that their selectors name only because a saved model says what was chosen by default."""
 
@@ -104,10 +114,14 @@ def check_options(given: Mapping[str, Any] | None) -> Policy:
             raise OptionValueError(
                 name=name, expected=" or ".join(repr(c) for c in option.choices), found=repr(given[name])
             )
+    workspace = given.get(MAX_WORKSPACE)
+    if workspace is not None and (type(workspace) is not int or workspace < 0):
+        raise OptionValueError(name=MAX_WORKSPACE, expected="a number of bytes or None", found=repr(workspace))
     return Policy(
         selectors={
             name: parse_selector(name, given.get(name, OPTIONS[name].default), of_operation(name))
             for name in OPERATIONS
         },
         **{name: given.get(name, OPTIONS[name].default) for name in (REST, STRICT, FUSE)},
+        max_workspace=workspace,
     )

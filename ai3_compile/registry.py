@@ -99,6 +99,9 @@ class Algorithm:
     def cost(self, spec: OpSpec) -> float | None:
         return platforms()[self.platform].cost(self, spec)
 
+    def workspace(self, spec: OpSpec) -> int:
+        return platforms()[self.platform].workspace(self, spec)
+
 
 @functools.cache
 def platforms() -> dict[str, Platform]:

@@ -28,6 +28,9 @@ class Platform(Protocol):
     def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
         """The algorithm's own estimate; None without one."""
 
+    def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
+        """Bytes of scratch memory that one call asks ai3 for, on this process's threads; 0 where it asks for none."""
+
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm works on channels_last images without converting them."""
 

@@ -104,6 +104,14 @@ class CppPlatform:
             cost += elements * spec.dtype.itemsize * 2 / BYTES_PER_NANOSECOND
         return cost
 
+    def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
+        table = self.table(algorithm)
+        if not table.workspace_bytes:
+            return 0
+        args = args_of(spec, table.flags)
+        args.runtime = ctypes.pointer(abi.Runtime(num_threads=torch.get_num_threads()))
+        return int(table.workspace_bytes(args))
+
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.NHWC)
 

@@ -27,6 +27,9 @@ class PythonPlatform:
     def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
         return None
 
+    def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
+        return 0
+
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return False
 

@@ -82,4 +82,5 @@ def decide(context: Context, index: int, spec: OpSpec) -> Decision:
         default=registry.default_of(spec.operation),
         strict=context.policy.strict,
         measured=tuning.times(spec, in_graph=True) if "auto" in text.split("|") else None,
+        max_workspace=context.policy.max_workspace,
     )

@@ -28,6 +28,9 @@ class Candidate(Protocol):
     def cost(self, spec: OpSpec) -> float | None:
         """Estimated time in arbitrary units, the same for all algorithms of an operation; None without an estimate."""
 
+    def workspace(self, spec: OpSpec) -> int:
+        """Bytes of scratch memory that one call asks for; 0 where it asks for none, or where nobody knows (torch)."""
+
 
 @dataclass(frozen=True)
 class System:

@@ -21,6 +21,7 @@ def select(
     default: str,
     strict: bool = False,
     measured: Mapping[str, float] | None = None,
+    max_workspace: int | None = None,
 ) -> Decision:
     """Chooses an algorithm for `spec`.
 
@@ -28,14 +29,14 @@ def select(
     fits is taken. `guess` is the algorithm of the lowest estimated cost among those that fit and have an estimate
     (ties: the registry's order), and torch where none does. `default` stands for the selector `default`, the
     operation's own policy. `auto` is the fastest by `measured`, seconds by algorithm, torch's among them. With `strict`
-    none of them means torch's.
+    none of them means torch's. An algorithm that asks for more than `max_workspace` bytes does not fit.
 
     Raises UnknownAlgorithmError for an unknown name, NothingFitsError where no name fits, StrictError where only a
     policy that leaves the operation to torch would fit.
     """
     known = [c for c in registry if c.operation == spec.operation]
     names = parse_names(spec.operation, selector, known)
-    objections = {c.qualified: _objection(c, spec, system) for c in known}
+    objections = {c.qualified: _objection(c, spec, system, max_workspace) for c in known}
     fitting = [c for c in known if objections[c.qualified] is None]
 
     for name in names:
@@ -78,10 +79,14 @@ def _steps(name: str, default: str, strict: bool) -> Sequence[str]:
     return default.split("|") if name == "default" else ("guess", TORCH)
 
 
-def _objection(candidate: Candidate, spec: OpSpec, system: System) -> str | None:
+def _objection(candidate: Candidate, spec: OpSpec, system: System, max_workspace: int | None) -> str | None:
     if candidate.platform != TORCH and spec.torch_only is not None:
         return spec.torch_only
-    return system.platforms[candidate.platform] or candidate.supports(spec)
+    reason = system.platforms[candidate.platform] or candidate.supports(spec)
+    if reason is not None or max_workspace is None:
+        return reason
+    needed = candidate.workspace(spec)
+    return f"needs {needed} bytes of workspace, over max_workspace" if needed > max_workspace else None
 
 
 def _cheapest(fitting: Sequence[Candidate], spec: OpSpec) -> tuple[Candidate | None, dict[str, float]]:

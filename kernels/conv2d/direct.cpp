@@ -20,7 +20,7 @@ void add_pixels(Vec<T>* total, const T* pixels, int64_t stride, int64_t steps, c
   while (steps > 0) {
     const int64_t now = std::min(steps, ai3::kSumSteps);
     Vec<T> sum[M][N] = {};
-    ai3::multiply_add<M, N, T>(sum, a, now, b);
+    ai3::multiply_add<M, N, T>(sum, a, now, b, b);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       a[m] += now;

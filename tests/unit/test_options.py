@@ -26,7 +26,18 @@ def test_a_typo_is_refused_with_the_nearest_name(typo, nearest):
 
 
 @pytest.mark.parametrize(
-    "options", [{"rest": "onnx"}, {"strict": "yes"}, {"strict": 1}, {"fuse": None}, {"rest": True}, ["conv2d"]]
+    "options",
+    [
+        {"rest": "onnx"},
+        {"strict": "yes"},
+        {"strict": 1},
+        {"fuse": None},
+        {"rest": True},
+        {"max_workspace": -1},
+        {"max_workspace": 1e6},
+        {"max_workspace": True},
+        ["conv2d"],
+    ],
 )
 def test_a_value_that_an_option_cannot_have_is_refused(options):
     with pytest.raises(OptionValueError, match="expected"):

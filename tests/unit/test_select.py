@@ -18,6 +18,7 @@ class Fake:
     operation: str = "conv2d"
     objection: str | None = None
     estimate: float | None = field(default=None)
+    scratch: int = 0
 
     @property
     def qualified(self) -> str:
@@ -28,6 +29,9 @@ class Fake:
 
     def cost(self, spec: OpSpec) -> float | None:
         return self.estimate
+
+    def workspace(self, spec: OpSpec) -> int:
+        return self.scratch
 
 
 SYSTEM = System({"cpp": None, "cuda": "no GPU", "torch": None})
@@ -172,3 +176,14 @@ def test_auto_without_measurements_goes_on_to_the_next_name():
     assert select(spec(), "auto|gemm", ALL, SYSTEM, default="guess|torch", measured={}).chosen is GEMM
     with pytest.raises(NothingFitsError):
         select(spec(), "auto", ALL, SYSTEM, default="guess|torch", measured={})
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(None, "gemm@cpp"), (1000, "gemm@cpp"), (999, "direct@cpp")])
+def test_what_needs_more_workspace_than_allowed_does_not_fit(limit, chosen):
+    algorithms = (DIRECT, Fake("gemm", estimate=1.0, scratch=1000), TORCH)
+    decision = select(spec(), "guess", algorithms, SYSTEM, default="guess|torch", max_workspace=limit)
+    assert decision.chosen.qualified == chosen
+    if limit == 999:
+        assert reasons(decision)["gemm@cpp"] == "needs 1000 bytes of workspace, over max_workspace"
+        with pytest.raises(NothingFitsError, match="needs 1000 bytes"):
+            select(spec(), "gemm", algorithms, SYSTEM, default="guess|torch", max_workspace=limit)

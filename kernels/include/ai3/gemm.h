@@ -82,10 +82,12 @@ struct PointerRows {
 // hide.
 constexpr int kPrefetchSteps = 8;
 
-// sum[M][N] += A[M][steps] * B[steps][N vectors], with one pointer a row of A.
+// sum[M][N] += A[M][steps] * B[steps][N vectors], with one pointer a row of A. A line of `later`, what is multiplied by
+// after all rows are done, is brought to L2 with every step.
 template <int M, int N, typename T>
-inline void multiply_add(Vec<T> (&sum)[M][N], const T* const (&a)[M], int64_t steps, const T* b) {
-  for (int64_t k = 0; k < steps; ++k, b += N * kLanes<T>) {
+inline void multiply_add(Vec<T> (&sum)[M][N], const T* const (&a)[M], int64_t steps, const T* b, const T* later) {
+  for (int64_t k = 0; k < steps; ++k, b += N * kLanes<T>, later += kLanes<T>) {
+    __builtin_prefetch(later, 0, 2);
     Vec<T> x[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
@@ -144,7 +146,8 @@ inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
 
 // One register block: M rows from row `first`, N vectors of columns.
 template <int M, int N, typename T, typename Rows>
-void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth, const T* b, const Target<T>& to) {
+void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth, const T* b, const T* later,
+                const Target<T>& to) {
   Vec<T> sum[M][N] = {}, total[M][N];
   bool has_total = false;
   const auto add_total = [&](auto f) {
@@ -161,8 +164,9 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
     for (int m = 0; m < M; ++m) a[m] = rows.row(s, first + m);
     for (int64_t left = depth; left > 0;) {
       const int64_t steps = std::min(left, kSumSteps);
-      multiply_add<M, N, T>(sum, a, steps, b);
+      multiply_add<M, N, T>(sum, a, steps, b, later);
       b += steps * N * kLanes<T>;
+      later += steps * kLanes<T>;
       left -= steps;
       summed += steps;
 #pragma GCC unroll 8
@@ -181,14 +185,17 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
   write_block<M, N, T>(sum, to);
 }
 
+// The first blocks fetch what lies behind the panel, a line a step each: the next panel comes from memory meanwhile.
 template <int N, typename T, typename Rows>
 void gemm_panel(const Rows& rows, int64_t count, int64_t segments, int64_t depth, const T* b, const Target<T>& to) {
+  const T *later = b + segments * depth * N * kLanes<T>, *const last = later + segments * depth * N * kLanes<T>;
   for (int64_t m = 0; m < count;) {
     Target<T> at = to;
     at.out += m * to.stride;
     if (to.residual) at.residual += m * to.stride;
     const auto block = [&](auto size) {
-      gemm_block<decltype(size)::value, N, T>(rows, m, segments, depth, b, at);
+      gemm_block<decltype(size)::value, N, T>(rows, m, segments, depth, b, later < last ? later : b, at);
+      later += segments * depth * kLanes<T>;
       m += decltype(size)::value;
     };
     // The last rows are shared out, as few rows at once wait for their own sums.
