@@ -1,4 +1,9 @@
 // The table of loaded algorithms, filled by Python through the C functions below.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
 #include <mutex>
 #include <shared_mutex>
 #include <unordered_map>
@@ -7,6 +12,9 @@
 
 namespace ai3 {
 namespace {
+
+// A panel of packed weights streams through a page of 4 KiB in less time than it takes to look the next page up.
+constexpr size_t kHugePage = 2 << 20;
 
 std::shared_mutex mutex;
 // Entries are never erased: a running call may hold a reference.
@@ -35,9 +43,13 @@ const LoadedKernel& find_kernel(int64_t id) {
 }
 
 Buffer allocate(size_t bytes) {
-  const size_t rounded = (bytes + 63) / 64 * 64;
-  void* p = std::aligned_alloc(64, rounded == 0 ? 64 : rounded);
+  const bool huge = bytes >= kHugePage;
+  const size_t rounded = std::max<size_t>(64, (bytes + 63) / 64 * 64);
+  void* p = std::aligned_alloc(huge ? kHugePage : 64, rounded);
   AI3_CHECK(p != nullptr, "ai3: out of memory: ", bytes, " bytes");
+#if defined(__linux__)
+  if (huge) madvise(p, rounded, MADV_HUGEPAGE);  // a wish: where it is refused, small pages do
+#endif
   return Buffer(p);
 }
 

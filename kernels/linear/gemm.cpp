@@ -14,7 +14,7 @@ using ai3::Vec;
 // Up to this many rows the time is that of reading the weight, and packing it would gain nothing.
 constexpr int64_t kThinRows = 4;
 // Steps of a panel, and input rows and their bytes, that stay in cache while they are used again.
-constexpr int64_t kDepth = 2048, kMaxRows = 384, kInputBytes = 1 << 20;
+constexpr int64_t kDepth = 1024, kMaxRows = 384, kInputBytes = 1 << 20;
 
 struct Sizes {
   int64_t rows, depth, columns, bytes;
