@@ -137,13 +137,12 @@ def _write(pieces: Sequence[Piece], producers: set[Node], image: Node, cat: Node
         begin, channel = channel, channel + piece.channels
         node = piece.node
         if node not in producers:
-            if piece.channels:
-                with graph.inserting_before(cat):
-                    part = graph.call_function(aten.slice.Tensor, (image, 1, begin, channel))
-                    copy = graph.call_function(aten.copy_.default, (part, node))
-                for new in (part, copy):
-                    new.meta = dict(cat.meta)
-                    set_value(new)
+            with graph.inserting_before(cat):
+                part = graph.call_function(aten.slice.Tensor, (image, 1, begin, channel))
+                copy = graph.call_function(aten.copy_.default, (part, node))
+            for new in (part, copy):
+                new.meta = dict(cat.meta)
+                set_value(new)
             continue
         kwargs = {name: value for name, value in node.kwargs.items() if name not in _DROPPED}
         with graph.inserting_before(node):
