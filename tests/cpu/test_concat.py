@@ -320,3 +320,24 @@ def test_a_concatenation_of_ai3s_operations_alone_is_all_ai3s():
     ai3_compile.convert(Fire().eval(), {"conv2d": "direct"}, (2, 3, 12, 12), strict=True)
     with pytest.raises(ai3_compile.errors.UnsupportedCallableError, match="sigmoid"):
         ai3_compile.convert(Mixed().eval(), {"conv2d": "direct"}, (2, 3, 12, 12), strict=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("rest", RESTS)
+def test_a_concatenation_that_is_an_output_keeps_its_layout(rest, memory_format):
+    """The user gets the image itself, or a copy in the layout that eager has."""
+    torch._dynamo.reset()
+    model, x = Fire().eval(), image().to(memory_format=memory_format)
+    convs = nn.ModuleList([model.a, model.b]).to(memory_format=memory_format)
+    x = model.stem(x).detach()
+
+    def joined(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([convs[0](x), convs[1](x)], 1)
+
+    f = torch.compile(joined, backend="ai3", options={"rest": rest, "conv2d": "direct"})
+    with torch.inference_mode():
+        first, second, expected = f(x), f(x * 2), joined(x)
+    assert references.relative_error(first, expected) < BOUND, "the second call has not written into it"
+    assert references.relative_error(second, joined(x * 2)) < BOUND
+    assert first.stride() == expected.stride()
+    assert sum("concat" in row.fused for row in ai3_compile.last_report()) == 2
