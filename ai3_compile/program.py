@@ -30,8 +30,14 @@ from .report import GraphReport
 
 aten = torch.ops.aten
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-# They compute nothing: views, and the copies that restore a layout.
-_MOVES = (aten.clone.default, aten.permute.default, aten.t.default, aten._to_copy.default)
+# They compute nothing: views, the copies that restore a layout, and memory that ai3's operations write into.
+_MOVES = (
+    aten.clone.default,
+    aten.permute.default,
+    aten.t.default,
+    aten._to_copy.default,
+    aten.empty_strided.default,
+)
 
 
 def export(network: torch.nn.Module, sample: torch.Tensor, dynamic_batch: bool) -> ExportedProgram:

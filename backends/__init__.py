@@ -34,5 +34,8 @@ class Platform(Protocol):
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm works on channels_last images without converting them."""
 
+    def writes_slices(self, algorithm: Algorithm) -> bool:
+        """Whether the algorithm can write its result into some channels of a larger image, in channels_last."""
+
     def is_default(self, algorithm: Algorithm) -> bool:
         """Whether its author wants it to be what `default` takes first."""

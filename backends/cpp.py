@@ -115,6 +115,9 @@ class CppPlatform:
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.NHWC)
 
+    def writes_slices(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.STRIDED_OUTPUT)
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.DEFAULT)
 

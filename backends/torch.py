@@ -33,6 +33,9 @@ class TorchPlatform:
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return False
 
+    def writes_slices(self, algorithm: Algorithm) -> bool:
+        return False
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return False
 

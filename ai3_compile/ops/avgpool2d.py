@@ -35,6 +35,7 @@ _ARGUMENTS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pa
 class AvgPool2d(Operation):
     name = "avgpool2d"
     op_name = "ai3::avg_pool2d"
+    into_name = "ai3::avg_pool2d_into"
     default = "guess|torch"
     default_reason = "ai3's kernel; torch for dtypes it does not compute"
     modules = (torch.nn.AvgPool2d,)

@@ -28,6 +28,12 @@ class Operation(ABC):
     """As in options and in the kernels folder."""
     op_name: ClassVar[str]
     """The PyTorch operation that runs the native algorithms."""
+    into_name: ClassVar[str | None] = None
+    """The PyTorch operation that writes its result into some channels of a channels_last image, where there is one.
+
+    It takes the image and the first of the channels, then the arguments of `op_name` but `channels_last` and
+    `residual`.
+    """
     default: ClassVar[str]
     """The selector that `default` stands for."""
     default_reason: ClassVar[str]
@@ -137,6 +143,8 @@ class Operation(ABC):
         for overload in (self.op_name, f"{self.op_name}.python"):
             torch.library.register_fake(overload, self.fake)
             torch.library.register_autograd(overload, self.backward, setup_context=self.setup_context)
+        if self.into_name is not None:
+            torch.library.register_fake(self.into_name, _returns_nothing)
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -150,6 +158,10 @@ class Operation(ABC):
     def _packet(self) -> Any:
         namespace, name = self.op_name.split("::")
         return getattr(getattr(torch.ops, namespace), name)
+
+
+def _returns_nothing(*args: Any, **kwargs: Any) -> None:
+    """The fake of an operation that only writes into its first argument."""
 
 
 # Sizes to count with instead of those that a graph was captured with: values of the symbols they are made of.

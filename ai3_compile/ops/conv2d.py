@@ -32,6 +32,7 @@ aten = torch.ops.aten
 class Conv2d(Operation):
     name = "conv2d"
     op_name = "ai3::conv2d"
+    into_name = "ai3::conv2d_into"
     default = "guess|torch"
     default_reason = "the cheapest of ai3's algorithms by estimate; torch for dtypes that none of them computes"
     modules = (torch.nn.Conv2d,)

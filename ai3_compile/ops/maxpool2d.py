@@ -37,6 +37,7 @@ _POOLS = ("aten::max_pool2d_with_indices", "prims::_low_memory_max_pool_with_off
 class MaxPool2d(Operation):
     name = "maxpool2d"
     op_name = "ai3::max_pool2d"
+    into_name = "ai3::max_pool2d_into"
     default = "guess|torch"
     default_reason = "ai3's kernel; torch for dtypes it does not compute and where the indices are used"
     modules = (torch.nn.MaxPool2d,)

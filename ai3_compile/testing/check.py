@@ -19,6 +19,8 @@ from .calls import CHANNELS_LAST, IMAGES, Call, all_calls
 
 _WIDTH = 118
 _SHOWN = 12
+# Channels before and behind the output, of odd numbers: nothing about it is aligned then.
+BESIDE = (3, 5)
 Verdict = Literal["right", "refused", "wrong"]
 RIGHT: Literal["right"] = "right"
 REFUSED: Literal["refused"] = "refused"
@@ -191,7 +193,7 @@ def _results(algorithm: registry.Algorithm, table: abi.Kernel | None, call: Call
 
 
 def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
-    """The result between guards, in each layout that the algorithm takes."""
+    """The result between guards, in each layout that the algorithm takes, and within a larger image if it can."""
     both = abi.NCHW | abi.NHWC
     layouts = (abi.NHWC, abi.NCHW) if table.flags & both == both else (table.flags,)
     fused = (call.residual, int(call.relu)) if table.flags & abi.EPILOGUE else (None, 0)
@@ -201,6 +203,10 @@ def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
             out = out if call.residual is None else out + call.residual
             out = out.relu() if call.relu else out
         yield out
+    if table.flags & abi.STRIDED_OUTPUT and call.residual is None:
+        yield harness.run_kernel(
+            table, call.spec, call.input, call.weight, call.bias, None, int(call.relu), abi.NHWC, BESIDE
+        )
 
 
 def through_torch(algorithm: registry.Algorithm, call: Call, static_weight: bool = False) -> torch.Tensor:

@@ -39,9 +39,12 @@ class Guarded:
         if not bool((after == PATTERN).all()):
             raise KernelMemoryError(buffer=self.name, what="written behind its end")
 
-    def check_written(self, dtype: torch.dtype) -> None:
-        """Every element has been written: none is still as it was made."""
-        bits = self.view(torch.int64 if dtype.itemsize == 8 else torch.int32)
+    def check_written(self, dtype: torch.dtype, row: int, part: slice) -> None:
+        """Of every `row` elements those of `part` have been written and no other: the rest is still as it was made."""
+        rows = self.view(torch.int64 if dtype.itemsize == 8 else torch.int32).reshape(-1, row)
+        if not bool((rows[:, : part.start] == -1).all() and (rows[:, part.stop :] == -1).all()):
+            raise KernelMemoryError(buffer=self.name, what="written between its pixels")
+        bits = rows[:, part].flatten()
         left = int((bits == -1).sum())
         if left:
             first = int((bits == -1).nonzero()[0])
@@ -82,12 +85,14 @@ def run_kernel(
     residual: torch.Tensor | None = None,
     activation: int = 0,
     layout: int | None = None,
+    beside: tuple[int, int] = (0, 0),
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
-    `layout` is the one of the table's to use, where it has both; the preferred one if not given. Raises
-    KernelMemoryError where memory is written that is not the algorithm's to write, or left unwritten, RuntimeError with
-    the message that the algorithm fails with.
+    `layout` is the one of the table's to use, where it has both; the preferred one if not given. `beside` are channels
+    before and behind the output's own, where it is a slice of a larger image. Raises KernelMemoryError where memory is
+    written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
+    fails with.
     """
     flags = table.flags if layout is None else layout
     channels_last = bool(flags & abi.NHWC) and input.dim() == 4
@@ -106,8 +111,13 @@ def run_kernel(
         return buffer
 
     args.input.data = guarded("input", input.numel() * size, input).address
-    output = guarded("output", math.prod(spec.output_shape) * size)
-    args.output.data = output.address
+    channels = spec.output_shape[1] if channels_last else 1
+    pixels, width = math.prod(spec.output_shape) // channels, channels + sum(beside)
+    output = guarded("output", pixels * width * size)
+    args.output.data = output.address + beside[0] * size
+    if any(beside):
+        n, _, h, w = spec.output_shape
+        args.output.stride[:4] = cpp.tensor_of((n, width, h, w), channels_last).stride[:4]
     args.activation = activation
     args.runtime = ctypes.pointer(runs_on)
     if weight is not None:
@@ -136,8 +146,9 @@ def run_kernel(
             raise KernelMemoryError(buffer=buffer.name, what="written, and it is an input")
     if failures:
         raise RuntimeError(failures[0])
-    output.check_written(input.dtype)
-    flat = output.view(input.dtype)
+    own = slice(beside[0], beside[0] + channels)
+    output.check_written(input.dtype, width, own)
+    flat = output.view(input.dtype).reshape(pixels, width)[:, own]
     if channels_last:
         n, c, h, w = spec.output_shape
         return flat.reshape(n, h, w, c).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

@@ -45,7 +45,7 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "avgpool2d",
                            .algorithm = "direct",
                            .version = 1,
-                           .flags = AI3_NHWC,
+                           .flags = AI3_NHWC | AI3_STRIDED_OUTPUT,
                            .supports = supports,
                            .cost = cost,
                            .run = ai3::pool_run<AvgPool>};

@@ -225,6 +225,42 @@ Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_cha
   return result;
 }
 
+void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& input, const Tensor& image,
+                    int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight) {
+  const LoadedKernel& kernel = find_kernel(id);
+  const ProfilerLabel label(kernel.label.c_str());
+  AI3_CHECK((kernel.table->flags & AI3_STRIDED_OUTPUT) != 0, op, ": ", kernel.label,
+            " cannot write into some channels of a larger image");
+  AI3_CHECK(input.dim() == 4 && image.dim() == 4, op, ": expected an input and an output of 4 dimensions, got ",
+            input.dim(), " and ", image.dim());
+  AI3_CHECK(image.scalar_type() == input.scalar_type(), op, ": output and input have different dtypes");
+  AI3_CHECK(image.is_cpu(), op, ": the output is not on the CPU, where the input is");
+  AI3_CHECK(image.size(0) == input.size(0) && image.size(2) == out_h && image.size(3) == out_w, op, ": an output of ",
+            image.size(0), " images of ", image.size(2), "x", image.size(3), " does not fit a result of ",
+            input.size(0), " images of ", out_h, "x", out_w);
+  AI3_CHECK(channel >= 0 && channel <= image.size(1) - out_channels, op, ": channels ", channel, " to ",
+            channel + out_channels, " are not among the output's ", image.size(1));
+  AI3_CHECK(image_is(image, true), op, ": the output is not dense in channels_last");
+
+  args.dtype = dtype_of(input);
+  const Tensor in = image_as(input, true);
+  args.input = image_view(in, true, false);
+  args.output = image_view(image, true, true);
+  args.output.size[1] = out_channels;
+  check_supported(kernel, args);
+  const int64_t elements = image.size(0) * out_channels * out_h * out_w;
+  if (elements == 0) return;
+  args.output.data = static_cast<char*>(args.output.data) + channel * static_cast<int64_t>(image.element_size());
+  PreparedWeight prepared{};
+  if (weight != nullptr) {
+    prepared = prepare_weight(kernel, id, args, *weight);
+    args.weight.data = const_cast<void*>(prepared.weight);
+    args.bias = prepared.bias;
+    args.packed = prepared.packed;
+  }
+  run_kernel(kernel, id, args, elements);
+}
+
 void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args) {
   const ProfilerLabel label(kernel.label.c_str());
   int64_t elements = 1;

@@ -93,6 +93,11 @@ ai3_dtype dtype_of(const Tensor& t);
 Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_channels, int64_t out_h, int64_t out_w,
                  bool channels_last, const WeightSource* weight, const OptionalTensor& residual);
 
+// The same into the channels of `image`, [N,channels,H,W] in channels_last, from `channel` on; what is beside them
+// stays.
+void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& input, const Tensor& image,
+                    int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight);
+
 // Runs an operation whose input and output are ready in args.
 void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args);
 

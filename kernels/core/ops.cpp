@@ -2,6 +2,8 @@
 // costs a microsecond a call; `algorithm` is the id of one algorithm on one platform (ai3_compile/registry.py).
 #include <torch/csrc/stable/library.h>
 
+#include <utility>
+
 #include "core.h"
 
 namespace ai3 {
@@ -64,13 +66,22 @@ int64_t pool_extent(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int
   return out;
 }
 
-Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride_h, int64_t stride_w,
-              int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
-              int64_t dilation_w, int64_t groups, int64_t algorithm, bool channels_last, bool static_weight,
-              const OptionalTensor& residual, int64_t activation, const OptionalTensor& bn_weight,
-              const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var,
-              double bn_eps) {
-  const char* op = "ai3::conv2d";
+// What a convolution is called with besides its algorithm and its residual, checked.
+struct Convolution {
+  ai3_args args;
+  int64_t out_h, out_w;
+  OptionalTensor bias;  // contiguous
+  std::optional<BatchNorm> norm;
+
+  WeightSource source(const Tensor& weight, bool is_static) const {
+    return {weight, bias, norm ? &*norm : nullptr, is_static};
+  }
+};
+
+Convolution check_conv2d(const char* op, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
+                         int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t activation,
+                         const BatchNorm& norm) {
   check_image(op, input);
   AI3_CHECK(weight.dim() == 4, op, ": expected a weight [K,C/groups,R,S], got ", weight.dim(), " dimensions");
   AI3_CHECK(groups > 0 && channels_of(input) == weight.size(1) * groups && weight.size(0) % groups == 0, op,
@@ -82,11 +93,10 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   AI3_CHECK(weight.numel() > 0, op, ": an empty weight");
   check_like(op, "weight", input, weight);
   check_like(op, "bias", input, bias);
-  check_like(op, "residual", input, residual);
   AI3_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ", weight.size(0),
             " elements");
-  const bool folds = bn_mean.has_value() && bn_var.has_value();
-  for (const OptionalTensor* t : {&bn_weight, &bn_bias, &bn_mean, &bn_var}) {
+  const bool folds = norm.mean.has_value() && norm.var.has_value();
+  for (const OptionalTensor* t : {&norm.weight, &norm.bias, &norm.mean, &norm.var}) {
     check_like(op, "a batch norm parameter", input, *t);
     AI3_CHECK(!*t || (folds && (*t)->numel() == weight.size(0)), op, ": batch norm needs a mean and a variance of ",
               weight.size(0), " elements");
@@ -109,16 +119,44 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   const int64_t out_h = conv_extent(height_of(input), args.kernel_h, stride_h, pad_top + pad_bottom, dilation_h);
   const int64_t out_w = conv_extent(width_of(input), args.kernel_w, stride_w, pad_left + pad_right, dilation_w);
   AI3_CHECK(out_h > 0 && out_w > 0, op, ": the kernel is larger than the padded input");
+  return {args, out_h, out_w, contiguous(bias), folds ? std::optional<BatchNorm>(norm) : std::nullopt};
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride_h, int64_t stride_w,
+              int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
+              int64_t dilation_w, int64_t groups, int64_t algorithm, bool channels_last, bool static_weight,
+              const OptionalTensor& residual, int64_t activation, const OptionalTensor& bn_weight,
+              const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var,
+              double bn_eps) {
+  const char* op = "ai3::conv2d";
+  const Convolution conv =
+      check_conv2d(op, input, weight, bias, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
+                   dilation_w, groups, activation, {bn_weight, bn_bias, bn_mean, bn_var, bn_eps});
+  check_like(op, "residual", input, residual);
   if (residual) {
-    AI3_CHECK(residual->dim() == input.dim() &&
-                  residual->numel() == (input.dim() == 4 ? input.size(0) : 1) * weight.size(0) * out_h * out_w &&
-                  height_of(*residual) == out_h && width_of(*residual) == out_w,
-              op, ": the residual does not have the output's shape");
+    AI3_CHECK(
+        residual->dim() == input.dim() &&
+            residual->numel() == (input.dim() == 4 ? input.size(0) : 1) * weight.size(0) * conv.out_h * conv.out_w &&
+            height_of(*residual) == conv.out_h && width_of(*residual) == conv.out_w,
+        op, ": the residual does not have the output's shape");
   }
-  const BatchNorm norm{bn_weight, bn_bias, bn_mean, bn_var, bn_eps};
-  const OptionalTensor dense_bias = contiguous(bias);
-  const WeightSource source{weight, dense_bias, folds ? &norm : nullptr, static_weight};
-  return run_image(algorithm, args, input, weight.size(0), out_h, out_w, channels_last, &source, residual);
+  const WeightSource source = conv.source(weight, static_weight);
+  return run_image(algorithm, conv.args, input, weight.size(0), conv.out_h, conv.out_w, channels_last, &source,
+                   residual);
+}
+
+void conv2d_into(const Tensor& output, int64_t channel, const Tensor& input, const Tensor& weight,
+                 const OptionalTensor& bias, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+                 int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                 int64_t algorithm, bool static_weight, int64_t activation, const OptionalTensor& bn_weight,
+                 const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var,
+                 double bn_eps) {
+  const char* op = "ai3::conv2d_into";
+  const Convolution conv =
+      check_conv2d(op, input, weight, bias, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
+                   dilation_w, groups, activation, {bn_weight, bn_bias, bn_mean, bn_var, bn_eps});
+  const WeightSource source = conv.source(weight, static_weight);
+  run_image_into(op, algorithm, conv.args, input, output, channel, weight.size(0), conv.out_h, conv.out_w, &source);
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t algorithm,
@@ -189,13 +227,25 @@ ai3_args pool_window(const char* op, const Tensor& input, int64_t kernel_h, int6
   return args;
 }
 
-Tensor run_pool(const char* op, const ai3_args& args, const Tensor& input, int64_t algorithm, bool channels_last) {
+// The output's height and width.
+std::pair<int64_t, int64_t> pool_extents(const char* op, const ai3_args& args, const Tensor& input) {
   const int64_t out_h =
       pool_extent(height_of(input), args.kernel_h, args.stride_h, args.pad_top, args.dilation_h, args.ceil_mode != 0);
   const int64_t out_w =
       pool_extent(width_of(input), args.kernel_w, args.stride_w, args.pad_left, args.dilation_w, args.ceil_mode != 0);
   AI3_CHECK(out_h > 0 && out_w > 0, op, ": the window is larger than the padded input");
+  return {out_h, out_w};
+}
+
+Tensor run_pool(const char* op, const ai3_args& args, const Tensor& input, int64_t algorithm, bool channels_last) {
+  const auto [out_h, out_w] = pool_extents(op, args, input);
   return run_image(algorithm, args, input, channels_of(input), out_h, out_w, channels_last, nullptr, std::nullopt);
+}
+
+void run_pool_into(const char* op, const ai3_args& args, const Tensor& input, int64_t algorithm, const Tensor& output,
+                   int64_t channel) {
+  const auto [out_h, out_w] = pool_extents(op, args, input);
+  run_image_into(op, algorithm, args, input, output, channel, channels_of(input), out_h, out_w, nullptr);
 }
 
 Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
@@ -207,14 +257,40 @@ Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64
   return run_pool(op, args, input, algorithm, channels_last);
 }
 
+void max_pool2d_into(const Tensor& output, int64_t channel, const Tensor& input, int64_t kernel_h, int64_t kernel_w,
+                     int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
+                     int64_t dilation_w, bool ceil_mode, int64_t algorithm) {
+  const char* op = "ai3::max_pool2d_into";
+  const ai3_args args =
+      pool_window(op, input, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, ceil_mode);
+  run_pool_into(op, args, input, algorithm, output, channel);
+}
+
+ai3_args avg_pool_window(const char* op, const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                         int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad,
+                         int64_t divisor_override) {
+  ai3_args args = pool_window(op, input, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1, ceil_mode);
+  args.count_include_pad = count_include_pad;
+  args.divisor_override = divisor_override;
+  return args;
+}
+
 Tensor avg_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
                   int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad, int64_t divisor_override,
                   int64_t algorithm, bool channels_last) {
   const char* op = "ai3::avg_pool2d";
-  ai3_args args = pool_window(op, input, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1, ceil_mode);
-  args.count_include_pad = count_include_pad;
-  args.divisor_override = divisor_override;
+  const ai3_args args = avg_pool_window(op, input, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode,
+                                        count_include_pad, divisor_override);
   return run_pool(op, args, input, algorithm, channels_last);
+}
+
+void avg_pool2d_into(const Tensor& output, int64_t channel, const Tensor& input, int64_t kernel_h, int64_t kernel_w,
+                     int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode,
+                     bool count_include_pad, int64_t divisor_override, int64_t algorithm) {
+  const char* op = "ai3::avg_pool2d_into";
+  const ai3_args args = avg_pool_window(op, input, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode,
+                                        count_include_pad, divisor_override);
+  run_pool_into(op, args, input, algorithm, output, channel);
 }
 
 Tensor adaptive_avg_pool2d(const Tensor& input, int64_t out_h, int64_t out_w, int64_t algorithm, bool channels_last) {
@@ -291,6 +367,19 @@ STABLE_TORCH_LIBRARY(ai3, m) {
       "avg_pool2d(Tensor input, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
       "bool ceil_mode, bool count_include_pad, int divisor_override, int algorithm, bool channels_last=False) -> "
       "Tensor");
+  // The same into the channels of `output`, a channels_last image, from `channel` on.
+  m.def(
+      "conv2d_into(Tensor(a!) output, int channel, Tensor input, Tensor weight, Tensor? bias, int stride_h, "
+      "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, "
+      "int groups, int algorithm, bool static_weight=False, int activation=0, Tensor? bn_weight=None, "
+      "Tensor? bn_bias=None, Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0) -> ()");
+  m.def(
+      "max_pool2d_into(Tensor(a!) output, int channel, Tensor input, int kernel_h, int kernel_w, int stride_h, "
+      "int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, bool ceil_mode, int algorithm) -> ()");
+  m.def(
+      "avg_pool2d_into(Tensor(a!) output, int channel, Tensor input, int kernel_h, int kernel_w, int stride_h, "
+      "int stride_w, int pad_h, int pad_w, bool ceil_mode, bool count_include_pad, int divisor_override, "
+      "int algorithm) -> ()");
   m.def("adaptive_avg_pool2d(Tensor input, int out_h, int out_w, int algorithm, bool channels_last=False) -> Tensor");
   m.def("relu(Tensor input, int algorithm) -> Tensor");
   m.def("flatten(Tensor input, int start_dim, int end_dim, int algorithm) -> Tensor");
@@ -304,6 +393,9 @@ STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) {
   m.impl("linear", TORCH_BOX(&ai3::linear));
   m.impl("max_pool2d", TORCH_BOX(&ai3::max_pool2d));
   m.impl("avg_pool2d", TORCH_BOX(&ai3::avg_pool2d));
+  m.impl("conv2d_into", TORCH_BOX(&ai3::conv2d_into));
+  m.impl("max_pool2d_into", TORCH_BOX(&ai3::max_pool2d_into));
+  m.impl("avg_pool2d_into", TORCH_BOX(&ai3::avg_pool2d_into));
   m.impl("adaptive_avg_pool2d", TORCH_BOX(&ai3::adaptive_avg_pool2d));
   m.impl("relu", TORCH_BOX(&ai3::relu));
   m.impl("flatten", TORCH_BOX(&ai3::flatten));

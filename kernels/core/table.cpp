@@ -68,6 +68,11 @@ AI3_EXPORT const char* ai3_core_source_digest(void) { return AI3_SOURCE_DIGEST; 
 AI3_EXPORT const char* ai3_core_register(int64_t id, const ai3_kernel* table, const char* label) {
   if (table->abi_version != AI3_ABI_VERSION) return "it was built for another version of ai3/kernel.h";
   if (table->run == nullptr || table->supports == nullptr) return "its table lacks run or supports";
+  if ((table->flags & AI3_STRIDED_OUTPUT) != 0) {
+    const bool convolves = std::string_view(table->operation) == "conv2d";
+    const uint32_t needed = AI3_NHWC | (convolves ? AI3_EPILOGUE : 0);
+    if ((table->flags & needed) != needed) return "AI3_STRIDED_OUTPUT needs AI3_NHWC, and AI3_EPILOGUE for conv2d";
+  }
   std::unique_lock lock(ai3::mutex);
   auto& slot = ai3::kernels()[id];
   if (slot == nullptr) slot.reset(new ai3::LoadedKernel{table, label});

@@ -46,6 +46,24 @@ def test_conv2d(algorithm, case, dtype):
 
 
 @each("conv2d")
+@DTYPES
+@pytest.mark.parametrize("case", cases.CONVS, ids=lambda c: c.id)
+def test_conv2d_writes_into_a_slice_with_bias_and_relu(algorithm, case, dtype):
+    """One channel before and none behind, and the reverse: the harness checks every byte between the pixels."""
+    table = harness.table_of(algorithm)
+    if not table.flags & harness.abi.STRIDED_OUTPUT:
+        assert algorithm.name == "smm", "of ai3's own only the one that works on contiguous images cannot"
+        return
+    call = dataclasses.replace(calls.conv2d(case, dtype, calls.BIAS), relu=True)
+    if not fits(algorithm, case):
+        return
+    limit, expected = references.bound("conv2d", algorithm.name, dtype), call.compute(torch.float64)
+    for beside in ((1, 0), (0, 1), (64, 64)):
+        found = harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, 1, None, beside)
+        assert references.judge(found, expected, limit)[1] is None
+
+
+@each("conv2d")
 def test_conv2d_long_reductions_keep_the_bound(algorithm):
     """512 channels under a 3x3 kernel: 4608 products in each sum, the longest in the ResNets and VGGs."""
     assert_right(algorithm, calls.conv2d(cases.Conv("long", 512, (8, 8), 64), torch.float32))

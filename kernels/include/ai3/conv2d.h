@@ -93,14 +93,21 @@ inline void conv_check(const ai3_args* a) {
   (void)a;
 }
 
+// Elements between two pixels of the output: more than its channels where it is a slice of a larger image.
+inline int64_t output_pixel_stride(const ai3_args* a) {
+  assert(a->output.stride[3] >= a->output.size[1]);
+  assert(a->output.stride[3] == a->output.size[1] || !a->residual.data);
+  return a->output.stride[3];
+}
+
 // Where output row `row` and the filters from `filter` of a group go.
 template <typename T>
 Target<T> conv_target(const ai3_args* a, int64_t row, int64_t filter, int64_t columns) {
-  const int64_t filters = a->output.size[1], at = row * filters + filter;
+  const int64_t stride = output_pixel_stride(a), at = row * stride + filter;
   const T* residual = static_cast<const T*>(a->residual.data);
   const T* bias = static_cast<const T*>(a->bias);
   return {static_cast<T*>(a->output.data) + at,
-          filters,
+          stride,
           columns,
           bias ? bias + filter : nullptr,
           residual ? residual + at : nullptr,

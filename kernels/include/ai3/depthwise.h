@@ -47,12 +47,13 @@ static void depthwise_block(const ai3_args* a, const T* window, const T* weight,
     }
   }
   T* out = static_cast<T*>(a->output.data) + at;
+  const int64_t out_stride = output_pixel_stride(a);
   const T* residual = static_cast<const T*>(a->residual.data);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const int64_t offset = m * channels + n * lanes;
+      const int64_t offset = m * out_stride + n * lanes;
       const V value = residual ? sum[m][n] + load<V>(residual + at + offset) : sum[m][n];
       store(out + offset, a->activation == AI3_RELU ? relu(value) : value);
     }
@@ -79,7 +80,7 @@ void depthwise_range(void* arg, int64_t begin, int64_t end) {
       const Taps columns(left, a->kernel_w, a->dilation_w, s.width);
       const bool wide = q + kPixels <= s.out_width && left >= 0 &&
                         left + (kPixels - 1) * a->stride_w + (a->kernel_w - 1) * a->dilation_w < s.width;
-      const int64_t at = ((image * s.out_height + p) * s.out_width + q) * s.channels;
+      const int64_t at = ((image * s.out_height + p) * s.out_width + q) * output_pixel_stride(a);
       int64_t c = block * kDepthwiseChannels;
       const auto blocks_of = [&](auto vectors, auto lane) {
         using V = decltype(lane);

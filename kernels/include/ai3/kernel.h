@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 2
+#define AI3_ABI_VERSION 3
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -23,6 +23,10 @@ enum {
   AI3_NHWC = 2,      // 4-d input and output channels_last; preferred where both bits are set
   AI3_EPILOGUE = 4,  // applies residual and activation itself; otherwise the core library applies them after run()
   AI3_DEFAULT = 8,   // what `default` takes first for this operation, where it fits
+  // May be handed a channels_last output that is some channels of a larger image: its pixels are output.stride[3] >= C
+  // elements apart, and the elements between are not its own. Never with a residual; a convolution that sets this sets
+  // AI3_EPILOGUE too.
+  AI3_STRIDED_OUTPUT = 16,
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.

@@ -73,16 +73,17 @@ template <typename T, typename Pool>
 void pool_range(void* arg, int64_t begin, int64_t end) {
   const auto* args = static_cast<const ai3_args*>(arg);
   const int64_t* out_size = args->output.size;
-  const int64_t channels = out_size[1], column_stride = channels, row_stride = args->input.size[3] * channels;
+  const int64_t channels = out_size[1], out_stride = args->output.stride[3], column_stride = channels,
+                row_stride = args->input.size[3] * channels;
   const int64_t blocks = pool_blocks(args);
   constexpr int lanes = kLanes<T>;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t line = item / blocks, n = line / out_size[2], p = line % out_size[2];
     const int64_t c_begin = item % blocks * kPoolChannels, c_end = std::min(channels, c_begin + kPoolChannels);
     const T* image = static_cast<const T*>(args->input.data) + n * args->input.size[2] * row_stride;
-    T* out = static_cast<T*>(args->output.data) + line * out_size[3] * channels;
+    T* out = static_cast<T*>(args->output.data) + line * out_size[3] * out_stride;
     const Span rows = Pool::rows(args, p);
-    for (int64_t q = 0; q < out_size[3]; ++q, out += channels) {
+    for (int64_t q = 0; q < out_size[3]; ++q, out += out_stride) {
       const Span columns = Pool::columns(args, q);
       const auto reduce = Pool::template reduce<T>(args, p, q);
       int64_t c = c_begin;
@@ -99,7 +100,7 @@ template <typename Pool>
 void pool_run(const ai3_args* args) {
   assert(args->input.ndim == 4 && args->output.ndim == 4 && args->input.data && args->output.data && args->runtime);
   assert(args->input.size[0] == args->output.size[0] && args->input.size[1] == args->output.size[1]);
-  assert(!pool_supports(args));
+  assert(args->output.stride[3] >= args->output.size[1] && !pool_supports(args));
   const auto body = args->dtype == AI3_FLOAT64 ? pool_range<double, Pool> : pool_range<float, Pool>;
   const int64_t lines = args->output.size[0] * args->output.size[2];
   args->runtime->parallel_for(lines * pool_blocks(args), body, const_cast<ai3_args*>(args));

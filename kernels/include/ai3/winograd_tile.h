@@ -114,7 +114,7 @@ void transform_output(const ai3_args* a, const WinogradShape& s, int64_t filter,
       for (int i = 0; i < M; ++i) store(&half[i][j][c], out[i]);
     }
   }
-  const int64_t rows = std::min<int64_t>(M, out_size[2] - place.row);
+  const int64_t stride = output_pixel_stride(a), rows = std::min<int64_t>(M, out_size[2] - place.row);
   const int64_t columns = std::min<int64_t>(M, out_size[3] - place.column);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t pixel = (place.image * out_size[2] + place.row + i) * out_size[3] + place.column;
@@ -127,7 +127,7 @@ void transform_output(const ai3_args* a, const WinogradShape& s, int64_t filter,
 #pragma GCC unroll 8
       for (int j = 0; j < M; ++j) {
         if (j >= columns) continue;
-        const int64_t at = (pixel + j) * out_size[1] + filter + c;
+        const int64_t at = (pixel + j) * stride + filter + c;
         V y = out[j];
         if (bias) y += load_part<V>(bias + c, count);
         if (a->residual.data) y += load_part<V>(static_cast<const T*>(a->residual.data) + at, count);
