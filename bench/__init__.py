@@ -1,1 +1,1 @@
-"""Benchmarks: run from a checkout with `python -m bench`; both sides in one process, in turn, medians."""
+"""Benchmarks: run from a checkout with `python -m bench`; all sides in one process, in turn, medians."""

@@ -1,14 +1,35 @@
-"""Every convolution algorithm on the layers of ResNet-18 against torch, both in inference with the weights packed."""
+"""Every convolution algorithm and torch in both layouts, in inference with the weights packed."""
 
 from __future__ import annotations
 
+import argparse
+import functools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
-from ai3_compile import core, registry
-from ai3_compile.demo import medians
+from ai3_compile import registry
+from ai3_compile.testing.calls import Call
+from ai3_compile.testing.shapes import calls_of
 
-# batch, channels, side, filters, kernel, stride: the distinct convolutions of ResNet-18 at batch 1.
-LAYERS = (
+from . import layers, timing
+
+ROUNDS = 10
+# batch, channels, side, filters, kernel, stride
+Layer = tuple[int, int, int, int, int, int]
+# Those that aithree was measured on.
+AITHREE: tuple[Layer, ...] = (
+    (10, 3, 224, 3, 3, 1),
+    (10, 64, 112, 64, 3, 1),
+    (10, 256, 28, 256, 3, 1),
+    (10, 512, 14, 512, 3, 1),
+)
+# Channels and side of the 3x3 convolutions that networks are made of, for the batches that are asked for.
+GRID = ((64, 112), (64, 56), (128, 56), (128, 28), (256, 28), (256, 14), (512, 14), (512, 7))
+# The distinct convolutions of ResNet-18 at batch 1.
+RESNET18: tuple[Layer, ...] = (
     (1, 3, 224, 64, 7, 2),
     (1, 64, 56, 64, 3, 1),
     (1, 64, 56, 128, 3, 2),
@@ -19,43 +40,65 @@ LAYERS = (
     (1, 256, 14, 512, 3, 2),
     (1, 512, 7, 512, 3, 1),
 )
+GROUPS = ("aithree", "grid", "resnet18")
 
 
-def run(rounds: int) -> list[dict[str, object]]:
-    """Prints and returns, for each layer, each algorithm's time over torch's (its better layout) and GFLOP/s."""
-    core.load()
-    algorithms = [a for a in registry.of_operation("conv2d") if a.platform == "cpp"]
-    registry.prepare(["conv2d"])
-    rows: list[dict[str, object]] = []
-    print(f"{'layer':28}{'torch ms':>9}{'(cl)':>8}  time over torch's contiguous / channels_last")
-    for batch, channels, side, filters, kernel, stride in LAYERS:
-        weight = torch.randn(filters, channels, kernel, kernel)
-        image = torch.randn(batch, channels, side, side)
-        pad = kernel // 2
-        last, weight_last = (t.contiguous(memory_format=torch.channels_last) for t in (image, weight))
-        functions = {
-            "torch": lambda: torch.conv2d(image, weight, None, stride, pad),
-            "torch channels_last": lambda: torch.conv2d(last, weight_last, None, stride, pad),
-        }
-        for algorithm in algorithms:
-            if algorithm.name == "winograd" and (kernel, stride) != (3, 1):
-                continue
-            window = (stride, stride, pad, pad, pad, pad, 1, 1, 1, algorithm.id)
-            nhwc = registry.platforms()["cpp"].prefers_channels_last(algorithm)
-            source = last if nhwc else image
-            functions[algorithm.qualified] = lambda s=source, w=window, n=nhwc: torch.ops.ai3.conv2d(
-                s, weight, None, *w, channels_last=n, static_weight=True
-            )
-        with torch.inference_mode():
-            times = medians(functions, rounds)
-        layer = f"{batch}x{channels}x{side}x{side} {kernel}x{kernel}s{stride} {filters}"
-        base, base_last = times["torch"], times["torch channels_last"]
-        flops = 2 * batch * filters * channels * kernel * kernel * (side // stride) ** 2
-        ratios = {
-            name: (t / base, t / base_last) for name, t in times.items() if name in {a.qualified for a in algorithms}
-        }
-        cells = "  ".join(f"{name.split('@')[0]} {a:.2f}/{b:.2f}" for name, (a, b) in ratios.items())
-        print(f"{layer:28}{base * 1e3:9.3f}{base_last * 1e3:8.3f}  {cells}")
-        gflops = {name: flops / t / 1e9 for name, t in times.items()}
-        rows.append({"layer": layer, "milliseconds": {n: t * 1e3 for n, t in times.items()}, "gflops": gflops})
-    return rows
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="of shapes")
+    parser.add_argument("--batch", nargs="+", type=int, default=(1, 10), help="of the grid")
+
+
+def describe(given: argparse.Namespace) -> dict[str, object]:
+    return {"layouts": "torch in both; each algorithm of ai3 in the one that it works on without converting"}
+
+
+def shapes(groups: tuple[str, ...], batches: tuple[int, ...]) -> dict[str, list[Layer]]:
+    """The layers by the title they are shown under."""
+    found: dict[str, list[Layer]] = {}
+    if "aithree" in groups:
+        found["aithree's"] = list(AITHREE)
+    for batch in batches if "grid" in groups else ():
+        found[f"3x3, batch {batch}"] = [(batch, channels, side, channels, 3, 1) for channels, side in GRID]
+    if "resnet18" in groups:
+        found["ResNet-18"] = list(RESNET18)
+    return found
+
+
+def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each layer: milliseconds and GFLOP/s of each side, and the reasons of what cannot run it."""
+    known = layers.algorithms("conv2d")
+    for group, wanted in shapes(tuple(given.groups), tuple(given.batch)).items():
+        for batch, channels, side, filters, kernel, stride in wanted:
+            shape = f"{batch}x{channels}x{side}x{side} {filters} {kernel}x{kernel}/{stride}"
+            print(f"conv2d {shape}", file=sys.stderr)
+            fields = {
+                "input": (batch, channels, side, side),
+                "weight": (filters, channels, kernel, kernel),
+                "stride": stride,
+                "padding": kernel // 2,
+            }
+            (call,) = calls_of("conv2d", [fields], torch.float32)
+            yield {"group": group, "shape": shape, **_row(call, known, given.rounds)}
+
+
+def _row(call: Call, known: list[registry.Algorithm], rounds: int) -> dict[str, Any]:
+    last = layers.channels_last(call)
+    sides: dict[str, timing.Side] = {"torch": _torch(call), layers.LAST: _torch(last)}
+    refused = {}
+    for algorithm in known:
+        reason = algorithm.supports(call.spec)
+        if reason is not None:
+            refused[algorithm.qualified] = reason
+            continue
+        nhwc = registry.platforms()[algorithm.platform].prefers_channels_last(algorithm)
+        sides[algorithm.qualified] = layers.side(algorithm, last if nhwc else call, nhwc)
+    return layers.row(call, sides, refused, rounds)
+
+
+def _torch(call: Call) -> timing.Side:
+    return functools.partial(
+        torch.conv2d, call.input, call.weight, None, call.attributes["stride"], call.attributes["padding"]
+    )
+
+
+finish, tables = layers.finish, layers.tables

@@ -1,0 +1,80 @@
+"""The pictures of a result: networks as bars of ratios to the best peer, layers as bars grouped by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import models, peak, peers
+
+_GROUP = 0.8
+NEEDS = "no plot: matplotlib is not installed"
+
+
+def draw(result: Mapping[str, Any], path: Path) -> bool:
+    """Draws the results that have a picture; whether this one has. Raises ImportError without matplotlib."""
+    drawing = {"models": _models, "conv2d": _layers, "linear": _layers}.get(result["bench"])
+    if drawing is None:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    drawing(figure, result)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _models(figure: Any, result: Mapping[str, Any]) -> None:
+    """Of each network and batch ai3's times over the best peer's, the name of that peer beside the bars."""
+    rows = result["rows"][::-1]  # the first on top
+    figure.set_size_inches(8, 1.5 + 0.4 * len(rows))
+    axes = figure.add_subplot()
+    height = _GROUP / len(models.RATIOS)
+    for i, (key, side) in enumerate(models.RATIOS.items()):
+        places = [at + _GROUP / 2 - (i + 0.5) * height for at in range(len(rows))]
+        values = [row[key] or 0.0 for row in rows]
+        bars = axes.barh(places, values, height, label=side, color=f"C{i}")
+        axes.bar_label(bars, [f"{row[key]:.2f}" if row[key] else "not measured" for row in rows], fontsize=7, padding=2)
+    axes.axvline(1.0, color="black", linewidth=1, linestyle="--", label="the best peer")
+    labels = [f"{row['model']}, batch {row['batch']}\n(best peer: {row['best peer'] or 'none'})" for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.set_xlabel("time over that of the best peer (lower is faster)")
+    measured = [name for name, s in result["sides"].items() if "not measured" not in s and name not in _OURS]
+    axes.set_title(f"{_where(result)}\npeers: {', '.join(measured)}", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+
+
+_OURS = {peer.name for peer in peers.OURS}
+
+
+def _layers(figure: Any, result: Mapping[str, Any]) -> None:
+    """A panel for each group of shapes: effective GFLOP/s of each side, and the measured peak."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault(row.get("group", result["bench"]), []).append(row)
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row["GFLOP/s"]))
+    longest = max(len(rows) for rows in groups.values())
+    figure.set_size_inches(max(7.0, 1.6 * longest + 2), 0.8 + 2.8 * len(groups))
+    best = result["peak"][peak.GFLOPS][str(result["threads"])]
+    width = _GROUP / len(names)
+    for panel, (group, rows) in enumerate(groups.items()):
+        axes = figure.add_subplot(len(groups), 1, panel + 1)
+        for i, name in enumerate(names):
+            places = [at - _GROUP / 2 + (i + 0.5) * width for at in range(len(rows))]
+            rates = [row["GFLOP/s"].get(name, 0.0) for row in rows]
+            axes.bar(places, rates, width, label=None if panel else name, color=f"C{i}")
+        axes.axhline(best, color="black", linewidth=1, linestyle="--", label=None if panel else "measured FMA peak")
+        axes.set_xticks(range(len(rows)), [row["shape"].replace(" ", "\n", 1) for row in rows], fontsize=7)
+        axes.set_ylabel("effective GFLOP/s", fontsize=8)
+        axes.set_title(group, fontsize=9)
+        axes.grid(axis="y", linewidth=0.4)
+        axes.set_axisbelow(True)
+    figure.suptitle(f"{result['bench']}, {_where(result)}", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    return f"{result['threads']} threads of {result['cpu']} ({result['isa']}), torch {result['versions']['torch']}"
