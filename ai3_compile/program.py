@@ -115,7 +115,19 @@ def _composites() -> Any:
         if not op.has_kernel_for_dispatch_key(key):
             del table[op]
     table[torch.ops.ai3.run.default] = functional.run_in_graph
+    table[aten.linear.default] = _linear
     return table
+
+
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """One product of matrices: PyTorch's own rule makes a batch of them, each with its copy of the weight, of an image
+    of patches that is not contiguous, as attention's is."""
+    if input.dim() < 2 or weight.dim() != 2 or (bias is not None and bias.dim() != 1):
+        product = torch.matmul(input, weight.t())
+        return product if bias is None else product + bias
+    rows = input.reshape(-1, input.shape[-1])
+    product = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
+    return product.view(*input.shape[:-1], weight.shape[0])
 
 
 class Program:

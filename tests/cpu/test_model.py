@@ -677,3 +677,22 @@ def test_a_forward_that_casts_its_input():
 
     network = Casting().eval()
     assert relative_error(ai3.convert(network)(image()), eager(network, image())) < 1e-12
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def test_the_projections_of_attention_are_linears_of_any_batch():
+    """Their input is a transposed view: PyTorch's rule for a dynamic batch makes a batch of products of them."""
+    network, x = Attention().eval(), torch.randn(3, 5, 8)
+    model = ai3_compile.convert(network, sample_input_shape=(2, 5, 8))
+    with torch.no_grad():
+        for sample in (x, x[:1], x[:2]):
+            torch.testing.assert_close(model(sample), network(sample), rtol=1e-5, atol=1e-6)
+    assert [row.algorithm for row in model.report if row.operation == "linear"] == ["gemm@cpp"] * 2
