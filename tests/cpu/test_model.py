@@ -691,7 +691,7 @@ class Attention(nn.Module):
 def test_the_projections_of_attention_are_linears_of_any_batch():
     """Their input is a transposed view: PyTorch's rule for a dynamic batch makes a batch of products of them."""
     network, x = Attention().eval(), torch.randn(3, 5, 8)
-    model = ai3_compile.convert(network, sample_input_shape=(2, 5, 8))
+    model = ai3.convert(network, sample_input_shape=(2, 5, 8))
     with torch.no_grad():
         for sample in (x, x[:1], x[:2]):
             torch.testing.assert_close(model(sample), network(sample), rtol=1e-5, atol=1e-6)
