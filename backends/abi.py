@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
 NCHW, NHWC, EPILOGUE, DEFAULT = 1, 2, 4, 8

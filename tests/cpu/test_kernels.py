@@ -46,6 +46,24 @@ def test_conv2d(algorithm, case, dtype):
 
 
 @each("conv2d")
+@DTYPES
+@pytest.mark.parametrize("variant", calls.EPILOGUES)
+def test_conv2d_ends_with_any_activation(algorithm, dtype, variant):
+    found = [call for call in calls.few_calls("conv2d", dtype, variant) if algorithm.supports(call.spec) is None]
+    assert {call.spec.name for call in found} >= {"below-columns", "groups-odd", "depthwise-odd"}
+    for call in found:
+        assert_right(algorithm, call)
+
+
+@each("linear")
+@DTYPES
+@pytest.mark.parametrize("variant", calls.EPILOGUES)
+def test_linear_ends_with_any_activation(algorithm, dtype, variant):
+    for call in calls.few_calls("linear", dtype, variant):
+        assert_right(algorithm, call)
+
+
+@each("conv2d")
 def test_conv2d_long_reductions_keep_the_bound(algorithm):
     """512 channels under a 3x3 kernel: 4608 products in each sum, the longest in the ResNets and VGGs."""
     assert_right(algorithm, calls.conv2d(cases.Conv("long", 512, (8, 8), 64), torch.float32))

@@ -99,12 +99,10 @@ Target<T> conv_target(const ai3_args* a, int64_t row, int64_t filter, int64_t co
   const int64_t filters = a->output.size[1], at = row * filters + filter;
   const T* residual = static_cast<const T*>(a->residual.data);
   const T* bias = static_cast<const T*>(a->bias);
-  return {static_cast<T*>(a->output.data) + at,
-          filters,
-          columns,
-          bias ? bias + filter : nullptr,
-          residual ? residual + at : nullptr,
-          a->activation == AI3_RELU};
+  return {
+      static_cast<T*>(a->output.data) + at, filters,       columns, bias ? bias + filter : nullptr,
+      residual ? residual + at : nullptr,   a->activation,
+  };
 }
 
 // A conv2d as products of lowered rows with packed panels. Lowering brings the input of some output pixels, for all

@@ -54,7 +54,7 @@ static void depthwise_block(const ai3_args* a, const T* window, const T* weight,
     for (int n = 0; n < N; ++n) {
       const int64_t offset = m * channels + n * lanes;
       const V value = residual ? sum[m][n] + load<V>(residual + at + offset) : sum[m][n];
-      store(out + offset, a->activation == AI3_RELU ? relu(value) : value);
+      store(out + offset, activate(value, a->activation));
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "ai3/activation.h"
 #include "ai3/vec.h"
 
 namespace ai3 {
@@ -60,7 +61,7 @@ struct Target {
   int64_t columns;    // to write of the panel's width
   const T* bias;      // null for none
   const T* residual;  // null for none
-  bool relu;
+  ai3_activation activation;
 };
 
 // Rows of A, by segment: the product runs over the segments' steps one after another.
@@ -104,7 +105,7 @@ __attribute__((noinline)) void write_rows(const Vec<T>* sums, int64_t rows, int 
       Vec<T> value = sums[n];
       if (to.bias) value += load_part<Vec<T>>(to.bias + n * lanes, count);
       if (to.residual) value += load_part<Vec<T>>(to.residual + at, count);
-      store_part(to.out + at, to.relu ? relu(value) : value, count);
+      store_part(to.out + at, activate(value, to.activation), count);
     }
   }
 }
