@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch._inductor.decomposition import select_decomp_table
@@ -37,12 +38,14 @@ def decompose_all(graph: Graph) -> None:
 
 
 def _decompose(node: Node) -> None:
-    traced = make_fx(node.target, decomposition_table=select_decomp_table())(  # type: ignore[arg-type]
-        *value_of(node.args), **node.kwargs
-    )
+    def call(*args: Any) -> Any:
+        assert callable(node.target)
+        return node.target(*args, **node.kwargs)
+
+    traced = make_fx(call, decomposition_table=select_decomp_table())(*value_of(node.args))
     inputs = [placeholder for placeholder in traced.graph.nodes if placeholder.op == "placeholder"]
     with node.graph.inserting_before(node):
-        outputs = node.graph.graph_copy(traced.graph, dict(zip(inputs, node.args)))
+        outputs = node.graph.graph_copy(traced.graph, dict(zip(inputs, node.args)))  # type: ignore[arg-type]
     if isinstance(outputs, (tuple, list)):
         for user in list(node.users):
             assert user.target is operator.getitem

@@ -207,7 +207,7 @@ def test_convert_fuses_it(kind, name):
     model, x = make(name).eval(), torch.randn(shape)
     converted = ai3_compile.convert(model, sample_input_shape=shape)
     found = converted(x)
-    assert fused(converted.report()) == [[what.format(name) for what in row] for row in expected]
+    assert fused(converted.report) == [[what.format(name) for what in row] for row in expected]
     near(found, model, x)
 
 
