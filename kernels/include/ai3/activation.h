@@ -53,13 +53,14 @@ inline Vec<double> normal_below(Vec<double> x) {
   return x;
 }
 
-// Within 1e-7 of the value, and half the smallest denormal; infinite from 88.73 on, zero below -104.
+// Within 1e-7 of the value from -86 on, below which it stays what it is there, as denormals are slow; infinite from
+// 88.73 on.
 template <typename V>
 inline V exponential(V x) {
   using Bits = typename LanesOf<V>::bits;
   constexpr float kShift = 12582912;  // 1.5 * 2^23: what is added to it is rounded to an integer, in its lowest bits
   constexpr uint32_t kShiftBits = 0x4b400000;
-  x = clamp<V>(x, -104, 89);
+  x = clamp<V>(x, -86, 89);
   const V shifted = x * 1.44269504f + kShift, n = shifted - kShift;
   const V r = x - n * 0.693359375f - n * -2.12194440e-4f;
   V p = 1.9875691500e-4f * r + 1.3981999507e-3f;
@@ -68,18 +69,17 @@ inline V exponential(V x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n by two factors, as it may itself be too large or too small for a float; 300 keeps n positive while it is
-  // halved.
+  // 2^(n - 1), as 2^128 is infinite.
   Bits exponent;
   memcpy(&exponent, &shifted, sizeof exponent);
-  exponent = exponent - kShiftBits + 300u;
-  const Bits half = exponent >> 1, halves[] = {(half - 150u + 127u) << 23, (exponent - half - 150u + 127u) << 23};
-  V factors[2];
-  memcpy(factors, halves, sizeof factors);
-  return p * factors[0] * factors[1];
+  exponent = (exponent - kShiftBits + 126u) << 23;
+  V power;
+  memcpy(&power, &exponent, sizeof power);
+  return p * power * 2.0f;
 }
 
-// The share of a standard normal distribution below x; it errs by at most 4e-7 * max(1, x^2) of it.
+// The share of a standard normal distribution below x; it errs by at most 4e-7 * max(1, x^2) of it,
+// and is 0 or 1 beyond 12.6.
 template <typename V>
 inline V normal_below(V x) {
   // erfc(|x| / sqrt(2)) / 2 = e^(-x^2 / 2) * t * p(t), for t = 1 / (1 + 0.45 |x| / sqrt(2))
@@ -93,7 +93,7 @@ inline V normal_below(V x) {
   p = p * t + 0.112669364f;
   p = p * t + 0.127100512f;
   p = p * t + 0.126935422f;
-  const V tail = exponential(x * x * -0.5f) * (t * p);
+  const V square = x * x, tail = square > 160.0f ? V{} : exponential(square * -0.5f) * (t * p);
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
@@ -125,6 +125,18 @@ inline V activate(V x, ai3_activation activation) {
   if (activation == AI3_HARDSIGMOID) return clamp<V>(x + T(3), 0, 6) * T(1.0 / 6);
   if (activation == AI3_HARDSWISH) return x * (clamp<V>(x + T(3), 0, 6) * T(1.0 / 6));
   return activate_by_exponential(x, activation);
+}
+
+// In place, rows of vectors: for kernels whose sums are all in registers, which activate() between them would spill.
+template <typename V>
+__attribute__((noinline)) void activate_rows(Lane<V>* out, int64_t rows, int64_t stride, int vectors,
+                                             ai3_activation activation) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int n = 0; n < vectors; ++n) {
+      Lane<V>* at = out + m * stride + n * int(sizeof(V) / sizeof(Lane<V>));
+      store(at, activate(load<V>(at), activation));
+    }
+  }
 }
 
 }  // namespace ai3

@@ -54,9 +54,10 @@ static void depthwise_block(const ai3_args* a, const T* window, const T* weight,
     for (int n = 0; n < N; ++n) {
       const int64_t offset = m * channels + n * lanes;
       const V value = residual ? sum[m][n] + load<V>(residual + at + offset) : sum[m][n];
-      store(out + offset, activate(value, a->activation));
+      store(out + offset, a->activation == AI3_RELU ? relu(value) : value);
     }
   }
+  if (a->activation > AI3_RELU) activate_rows<V>(out, M, channels, N, a->activation);
 }
 
 constexpr int64_t kDepthwiseChannels = 128;
