@@ -23,7 +23,7 @@ from . import core, passes, registry
 from .backends import builder
 from .errors import OptionError
 from .options import Policy, check_options
-from .passes.fold import BATCH_NORM
+from .passes.decompose import ACTIVATIONS, BATCH_NORM, RELU6
 from .report import GraphReport, history, store
 from .version import __version__
 
@@ -68,7 +68,7 @@ def _say_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def _context(policy: Policy, report: GraphReport, is_inference: bool, decompose_batch_norm: bool) -> passes.Context:
+def _context(policy: Policy, report: GraphReport, is_inference: bool, decompose: bool) -> passes.Context:
     tracing = TracingContext.try_get()
     metadata = None if tracing is None else tracing.fw_metadata
     return passes.Context(
@@ -76,7 +76,7 @@ def _context(policy: Policy, report: GraphReport, is_inference: bool, decompose_
         system=registry.system(),
         report=report,
         is_inference=is_inference,
-        decompose_batch_norm=decompose_batch_norm,
+        decompose=decompose,
         static_inputs=() if metadata is None else metadata.static_input_indices,
     )
 
@@ -95,10 +95,10 @@ class _Ai3Pass(CustomGraphPass):
             step(graph)
         name = get_aot_graph_name()
         if "backward" in name:
-            passes.fold.decompose_all(graph)
+            passes.decompose.decompose_all(graph)
             return
         self.ran = True
-        passes.run(graph, _context(self.policy, self.report, "inference" in name, decompose_batch_norm=True))
+        passes.run(graph, _context(self.policy, self.report, "inference" in name, decompose=True))
 
     def uuid(self) -> str | None:
         """Everything that decides what the passes do; None (compile without a cache) where a function decides."""
@@ -122,20 +122,29 @@ class _Ai3Pass(CustomGraphPass):
 
 
 _KEPT_WHOLE = {BATCH_NORM, torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+# Training keeps Inductor's rules for them: nothing is fused there, and its partitioner saves fewer of the parts.
+_KEPT_WHOLE_IN_INFERENCE = {*ACTIVATIONS, RELU6}
 
 
 class _Decompositions(dict[Any, Any]):
-    """Inductor's rules but those that take apart what the passes want to see whole: batch norms and small linears.
+    """Inductor's rules but those that take apart what the passes want to see whole.
 
-    Pickles as the name of what makes it: the table is part of Inductor's cache key, and its functions do not pickle.
+    Pickles as the call that makes it: the table is part of Inductor's cache key, and its functions do not pickle.
     """
 
-    def __reduce__(self) -> tuple[Callable[[], _Decompositions], tuple[()]]:
-        return _decompositions, ()
+    def __init__(self, is_inference: bool) -> None:
+        self.is_inference = is_inference
+        kept = _KEPT_WHOLE | _KEPT_WHOLE_IN_INFERENCE if is_inference else _KEPT_WHOLE
+        super().__init__((op, rule) for op, rule in select_decomp_table().items() if op not in kept)
+
+    def __reduce__(self) -> tuple[type[_Decompositions], tuple[bool]]:
+        return _Decompositions, (self.is_inference,)
 
 
-def _decompositions() -> _Decompositions:
-    return _Decompositions((op, rule) for op, rule in select_decomp_table().items() if op not in _KEPT_WHOLE)
+def _wants_gradients(gm: GraphModule, example_inputs: Sequence[Any]) -> bool:
+    """Whether AOTAutograd will make a backward graph."""
+    tensors = (t for t in (*example_inputs, *gm.parameters()) if isinstance(t, torch.Tensor))
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _with_inductor(
@@ -146,8 +155,10 @@ def _with_inductor(
     patches = {**(list_mode_options(mode) if mode else {}), "post_grad_custom_pre_pass": ai3_pass}
     patches["freezing"] = False  # it packs convolutions for oneDNN before any pass could see them
 
+    table = _Decompositions(is_inference=not _wants_gradients(gm, example_inputs))
+
     def compile_now() -> Callable[..., Any]:
-        compiled = compile_fx(gm, example_inputs, config_patches=patches, decompositions=_decompositions())
+        compiled = compile_fx(gm, example_inputs, config_patches=patches, decompositions=table)
         assert callable(compiled)
         return compiled
 
@@ -174,7 +185,7 @@ def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, 
 
     def compiler(is_inference: bool) -> Callable[..., Any]:
         def compile_forward(forward: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            passes.run(forward.graph, _context(policy, report, is_inference, decompose_batch_norm=False))
+            passes.run(forward.graph, _context(policy, report, is_inference, decompose=False))
             forward.recompile()
             return make_boxed_func(forward.forward)
 

@@ -63,6 +63,15 @@ class AlgorithmError(Ai3Error):
     template = "{label}: {message}"
 
 
+class ActivationGradientError(Ai3Error):
+    """A gradient is asked for through an activation that only inference fuses."""
+
+    template = (
+        "{operation} has no gradient through {activation}, which it was called with as its activation: only relu has. "
+        "Call it without an activation, and torch's {activation} behind it."
+    )
+
+
 class RegistrationError(Ai3Error):
     """An algorithm cannot be registered as it is."""
 

@@ -165,7 +165,7 @@ class Program:
             system=registry.system(),
             report=self.report,
             is_inference=True,
-            decompose_batch_norm=False,
+            decompose=False,
             static_inputs=[i for i, spec in enumerate(specs) if spec.kind in _WEIGHTS],
         )
         with _hints(graph, exported, batch):

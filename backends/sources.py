@@ -29,9 +29,9 @@ def core_sources(kernels: Path) -> list[Path]:
 
 
 def core_digest(kernels: Path) -> str:
-    """What tells one core library from another: its sources and the ABI it was built for."""
+    """What tells one core library from another: its sources, and the headers that it shares with kernels."""
     files = [path for path in (kernels / CORE_FOLDER).iterdir() if path.suffix in (".cpp", ".h")]
-    files.append(kernels / "include" / "ai3" / "kernel.h")
+    files += [kernels / "include" / "ai3" / name for name in ("activation.h", "kernel.h", "vec.h")]
     return digest_of((path.relative_to(kernels).as_posix(), path) for path in files)
 
 

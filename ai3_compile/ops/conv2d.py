@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from ..selection import OpSpec, TensorSpec
+from . import activations
 from .base import (
     Attributes,
     Operation,
@@ -197,8 +198,7 @@ class Conv2d(Operation):
 
     def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight, bias, bn_weight, bn_bias, mean, var, output = ctx.saved_tensors
-        if ctx.activation:
-            grad = aten.threshold_backward(grad, output, 0)
+        grad = activations.backward(self.op_name, ctx.activation, grad, output)
         grad_residual = grad if ctx.has_residual else None
 
         # The folded batch norm: weight' = weight * scale, bias' = (bias - mean) * scale + bn_bias.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from ..selection import OpSpec, TensorSpec
+from . import activations
 from .base import Attributes, Operation, spec_of, tensor_spec
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ class Linear(Operation):
 
     def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
-        if ctx.activation:
-            grad = aten.threshold_backward(grad, output, 0)
+        grad = activations.backward(self.op_name, ctx.activation, grad, output)
         rows = grad.reshape(-1, grad.shape[-1])
         wants = ctx.needs_input_grad
         grad_weight = rows.t() @ input.reshape(-1, input.shape[-1]) if wants[1] else None

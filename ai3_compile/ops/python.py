@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import AlgorithmError
+from . import activations
 from .base import Operation
 
 _library: torch.library.Library | None = None
@@ -60,8 +61,7 @@ def _finished(found: torch.Tensor, expected: torch.Tensor, arguments: dict[str, 
     """The result with what was fused behind the operation, of the strides that were promised, and no one's view."""
     if arguments.get("residual") is not None:
         found = found + arguments["residual"]
-    if arguments.get("activation"):
-        found = torch.relu(found)
+    found = activations.apply(found, arguments.get("activation", 0))
     inputs = {value.untyped_storage().data_ptr() for value in arguments.values() if isinstance(value, torch.Tensor)}
     if found.stride() == expected.stride() and found.untyped_storage().data_ptr() not in inputs:
         return found

@@ -1,13 +1,13 @@
-"""The graph passes over ATen graphs, in the order they run: select, fold, fuse, layout, concat."""
+"""The graph passes over ATen graphs, in the order they run: select, fold, fuse, decompose, layout, concat."""
 
 from __future__ import annotations
 
 from torch.fx import Graph
 
-from . import concat, fold, fuse, layout, select
+from . import concat, decompose, fold, fuse, layout, select
 from .context import Context
 
-PASSES = (select.run, fold.run, fuse.run, layout.run, concat.run)
+PASSES = (select.run, fold.run, fuse.run, decompose.run, layout.run, concat.run)
 
 
 def run(graph: Graph, context: Context) -> None:

@@ -23,8 +23,8 @@ class Context:
     report: GraphReport
     is_inference: bool
     """No gradient will be asked for: fusing over saved values is safe, and packs may be kept."""
-    decompose_batch_norm: bool
-    """Whether what compiles the rest expects batch norm in primitive operations (Inductor does)."""
+    decompose: bool
+    """Whether what compiles the rest expects batch norms and activations in primitive operations (Inductor does)."""
     static_inputs: Sequence[int]
     """Which inputs of the graph are parameters and buffers."""
     algorithms: dict[int, Any] = field(default_factory=dict)

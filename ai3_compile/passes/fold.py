@@ -8,30 +8,19 @@ from __future__ import annotations
 
 import operator
 
-import torch
-from torch._inductor.decomposition import select_decomp_table
 from torch.fx import Graph, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from .context import Context, is_ai3, only_user, replace, value_of
-
-aten = torch.ops.aten
-BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+from .context import Context, is_ai3, only_user, replace
+from .decompose import BATCH_NORM
 
 
 def run(graph: Graph, context: Context) -> None:
+    if not (context.is_inference and context.policy.fuse):
+        return
     for norm in graph.find_nodes(op="call_function", target=BATCH_NORM):
-        if context.is_inference and context.policy.fuse and _can_fold(norm):
+        if _can_fold(norm):
             _fold(norm, context)
-        elif context.decompose_batch_norm:
-            _decompose(norm)
     graph.eliminate_dead_code()
-
-
-def decompose_all(graph: Graph) -> None:
-    """For graphs that ai3 leaves alone: Inductor has no rule for the batch norms that this pass wants to see whole."""
-    for norm in graph.find_nodes(op="call_function", target=BATCH_NORM):
-        _decompose(norm)
 
 
 def _can_fold(norm: Node) -> bool:
@@ -57,17 +46,3 @@ def _fold(norm: Node, context: Context) -> None:
     (output,) = norm.users
     replace(output, new)
     context.report.fused(new, norm, "batch_norm")
-
-
-def _decompose(norm: Node) -> None:
-    """Writes a batch norm as the primitive operations that Inductor would have made of it."""
-    traced = make_fx(BATCH_NORM, decomposition_table=select_decomp_table())(*value_of(norm.args))
-    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    arguments = dict(zip(inputs, norm.args))
-    with norm.graph.inserting_before(norm):
-        outputs = norm.graph.graph_copy(traced.graph, arguments)
-    assert isinstance(outputs, (tuple, list))
-    for user in list(norm.users):
-        user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
-        norm.graph.erase_node(user)
-    norm.graph.erase_node(norm)

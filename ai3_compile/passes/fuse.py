@@ -1,41 +1,82 @@
-"""fuse: zeros around an image become its convolution's padding; an addition and a relu behind, its epilogue."""
+"""fuse: zeros around an image become its convolution's padding; an addition and an activation behind, its epilogue."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
+from ..ops.activations import NUMBERS
 from .context import Context, is_ai3, only_user, replace, set_value
 
 aten = torch.ops.aten
-RELU = 1  # ai3_activation of kernel.h
+
+Epilogue = dict[str, Any]
 
 
-def _residual(node: Node, user: Node) -> dict[str, Any] | None:
-    """node + other, of the same shape and dtype."""
+def _residual(producer: Node, seen: Node, user: Node) -> Epilogue | None:
+    """seen + other, of the same shape and dtype."""
     if user.target is not aten.add.Tensor or user.kwargs:
         return None
-    others = [arg for arg in user.args if arg is not node]
+    others = [arg for arg in user.args if arg is not seen]
     other = others[0] if len(others) == 1 else None
-    if not isinstance(other, Node) or node.kwargs.get("residual") is not None or node.kwargs.get("activation"):
+    if not isinstance(other, Node) or producer.kwargs.get("residual") is not None or producer.kwargs.get("activation"):
         return None
-    mine, theirs = node.meta["val"], other.meta["val"]
+    mine, theirs = seen.meta["val"], other.meta["val"]
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype or mine.device != theirs.device:
         return None
-    return {"residual": other}
-
-
-def _relu(node: Node, user: Node) -> dict[str, Any] | None:
-    if not (user.target is aten.relu.default or is_ai3(user, "ai3::relu")) or node.kwargs.get("activation"):
+    if seen is producer:
+        return {"residual": other}
+    sizes = _view_sizes(producer.meta["val"].shape)
+    if sizes is None or not (mine.is_contiguous() and theirs.is_contiguous()):
         return None
-    return {"activation": RELU}
+    with user.graph.inserting_before(user):
+        viewed = user.graph.call_function(aten.view.default, (other, sizes))
+    set_value(viewed)
+    return {"residual": viewed}
 
 
-# What may follow an operation, by name in the report; each rule answers with the keyword arguments that stand for it.
-EPILOGUES: dict[str, Callable[[Node, Node], dict[str, Any] | None]] = {"add": _residual, "relu": _relu}
+def _view_sizes(shape: torch.Size) -> list[int] | None:
+    """The sizes to ask a view for; None where more than the first changes with the input."""
+    first, *rest = shape
+    if not all(isinstance(size, int) for size in rest) or 0 in rest:
+        return None
+    return [first if isinstance(first, int) else -1, *rest]
+
+
+def _activation(name: str, matches: Callable[[Node], bool], producer: Node, seen: Node, user: Node) -> Epilogue | None:
+    return {"activation": NUMBERS[name]} if matches(user) and not producer.kwargs.get("activation") else None
+
+
+def _is_relu6(user: Node) -> bool:
+    return user.target is aten.hardtanh.default and [*user.args[1:], *user.kwargs.values()] == [0, 6]
+
+
+def _is_gelu(approximate: str, user: Node) -> bool:
+    return user.target is aten.gelu.default and user.kwargs.get("approximate", "none") == approximate
+
+
+MATCHES: dict[str, Callable[[Node], bool]] = {
+    "relu": lambda user: user.target is aten.relu.default or is_ai3(user, "ai3::relu"),
+    "relu6": _is_relu6,
+    "hardswish": lambda user: user.target is aten.hardswish.default,
+    "hardsigmoid": lambda user: user.target is aten.hardsigmoid.default,
+    "sigmoid": lambda user: user.target is aten.sigmoid.default,
+    "silu": lambda user: user.target is aten.silu.default,
+    "gelu": functools.partial(_is_gelu, "none"),
+    "gelu_tanh": functools.partial(_is_gelu, "tanh"),
+}
+# What may follow an operation, by name in the report. Each rule gets the operation, its value as it is seen behind
+# views, and the user of that; it answers with the keyword arguments that stand for the user.
+EPILOGUES: dict[str, Callable[[Node, Node, Node], Epilogue | None]] = {
+    "add": _residual,
+    **{name: functools.partial(_activation, name, matches) for name, matches in MATCHES.items()},
+}
+# They change the shape alone: what is elementwise may as well come before them.
+VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 PRODUCERS = ("ai3::conv2d", "ai3::linear")
 # Where the paddings are among the arguments of ai3::conv2d.
 PADDING = range(5, 9)
@@ -73,15 +114,16 @@ def _absorb_padding(conv: Node, context: Context) -> None:
 
 
 def _absorb(producer: Node, context: Context) -> Node | None:
-    """Takes the one user of an operation into it; None where it cannot."""
-    user = only_user(producer)
+    """Takes into an operation the one user of its value, or of a view of it; None where it cannot."""
+    views, user = _behind(producer)
     if user is None:
         return None
+    seen = views[-1] if views else producer
     for name, rule in EPILOGUES.items():
         # An operation whose algorithm the user named stays the operation the user asked for.
         if name == "relu" and (user in context.swapped or not context.policy.is_default("relu")):
             continue
-        extra = rule(producer, user)
+        extra = rule(producer, seen, user)
         if extra is None:
             continue
         with user.graph.inserting_before(user):
@@ -90,7 +132,21 @@ def _absorb(producer: Node, context: Context) -> Node | None:
         new.meta = dict(producer.meta)
         context.report.rename(producer, new)
         context.report.fused(new, user, name)
-        replace(user, new)
+        for view in views:
+            user.prepend(view)
+        if views:
+            producer.replace_all_uses_with(new)
+        replace(user, views[-1] if views else new)
         producer.graph.erase_node(producer)
         return new
     return None
+
+
+def _behind(producer: Node) -> tuple[list[Node], Node | None]:
+    """The views between an operation and what uses its value, each the only user of the one before, and that user."""
+    views: list[Node] = []
+    user = only_user(producer)
+    while user is not None and user.target in VIEWS:
+        views.append(user)
+        user = only_user(user)
+    return views, user

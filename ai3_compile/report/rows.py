@@ -28,7 +28,7 @@ class Row:
     rejected: dict[str, str]
     """Every other algorithm and the reason against it."""
     fused: list[str] = field(default_factory=list)
-    """What runs inside this operation: batch_norm, add, relu; concat, where it writes into a concatenation."""
+    """What runs inside this operation: batch_norm, add, hardswish; concat, where it writes into a concatenation."""
     chosen: str = ""
     """As `algorithm`, also where the operation was then fused into another."""
     selector: str = ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..ops import OPERATIONS
+from ..ops import OPERATIONS, activations
 from ..ops.base import four_paddings, image
 from ..selection import OpSpec
 from . import cases, references
@@ -17,6 +17,8 @@ from . import cases, references
 DTYPES = (torch.float32, torch.float64)
 IMAGES = ("conv2d", "maxpool2d", "avgpool2d", "adaptiveavgpool2d")
 PLAIN, BIAS, EPILOGUE = "", "bias", "bias, residual, relu"
+# The activation at the end of each variant that has all there is to add.
+EPILOGUES = {f"bias, residual, {name}": name for name in activations.NAMES if name != "identity"}
 BATCH_0, UNBATCHED, STRIDED, CHANNELS_LAST = "batch 0", "unbatched", "non-contiguous", "channels_last"
 _LAYOUTS = {operation: (BATCH_0, UNBATCHED, STRIDED, CHANNELS_LAST) for operation in IMAGES} | {
     "linear": (BATCH_0, UNBATCHED, STRIDED),
@@ -35,13 +37,13 @@ class Call:
     weight: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     residual: torch.Tensor | None = None
-    relu: bool = False
+    activation: str = "identity"
     variant: str = PLAIN
 
     @property
     def is_layout(self) -> bool:
         """Whether it is about how PyTorch hands tensors over, which the C ABI knows nothing of."""
-        return self.variant not in (PLAIN, BIAS, EPILOGUE)
+        return self.variant not in (PLAIN, BIAS, *EPILOGUES)
 
     @property
     def terms(self) -> int:
@@ -57,7 +59,7 @@ class Call:
         input, *rest = (t if t is None or dtype is None else t.to(dtype) for t in self.tensors)
         assert input is not None
         weight, bias, residual = rest
-        return references.compute(self.spec.operation, self.attributes, input, weight, bias, residual, self.relu)
+        return references.compute(self.spec.operation, self.attributes, input, weight, bias, residual, self.activation)
 
     def properties(self) -> list[str]:
         """What is particular about it, as the domain of an algorithm is told."""
@@ -76,7 +78,7 @@ def make(
     bias: torch.Tensor | None = None,
     variant: str = PLAIN,
 ) -> Call | None:
-    """The call on these tensors, with a residual and relu where the variant has them; None where they do not fit."""
+    """The call on these tensors, with the residual and activation of its variant; None where they do not fit."""
     shape = tuple(input.shape)
     if operation in IMAGES:
         shape = image(shape)
@@ -87,9 +89,8 @@ def make(
     spec = OPERATIONS[operation].spec(name, shape, weight_shape, has_bias, input.dtype, "cpu", attributes)
     if spec is None:
         return None
-    epilogue = variant == EPILOGUE
-    residual = torch.randn(spec.output_shape, dtype=input.dtype) if epilogue else None
-    return Call(spec, attributes, input, weight, bias, residual, epilogue, variant)
+    residual = torch.randn(spec.output_shape, dtype=input.dtype) if variant in EPILOGUES else None
+    return Call(spec, attributes, input, weight, bias, residual, EPILOGUES.get(variant, "identity"), variant)
 
 
 def _made(*args: Any, **named: Any) -> Call:
@@ -159,11 +160,22 @@ def plain_calls(operation: str, dtype: torch.dtype, variant: str = PLAIN) -> Ite
         yield from (flatten(shape, dtype) for shape in cases.FLATTENS)
 
 
+def few_calls(operation: str, dtype: torch.dtype, variant: str) -> Iterator[Call]:
+    """Cases that end within a vector, one for each way that convolutions and linears write their outputs."""
+    if operation == "conv2d":
+        yield from (conv2d(case, dtype, variant) for case in cases.CONVS if case.id in cases.FEW_CONVS)
+    elif operation == "linear":
+        yield from (linear(shape, dtype, variant) for shape in cases.FEW_LINEARS)
+
+
 def all_calls(operation: str) -> Iterator[Call]:
     """Every case in both precisions, with and without what is added to the result, then in other layouts."""
     for variant in (PLAIN, BIAS, EPILOGUE) if operation in ("conv2d", "linear") else (PLAIN,):
         for dtype in DTYPES:
             yield from plain_calls(operation, dtype, variant)
+    for variant in [variant for variant in EPILOGUES if variant != EPILOGUE]:
+        for dtype in DTYPES:
+            yield from few_calls(operation, dtype, variant)
     for layout in _LAYOUTS[operation]:
         for call in plain_calls(operation, torch.float32):
             varied = _vary(call, layout)

@@ -113,6 +113,8 @@ CONVS = (
     Conv("deep", 512, (7, 7), 48),
 )
 
+FEW_CONVS = ("below-columns", "pointwise", "groups-odd", "depthwise-odd")
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -183,5 +185,6 @@ LINEARS = (
     (1, 4096, 10),
     (5, 4608, 40),
 )
+FEW_LINEARS = ((3, 7, 5), (13, 33, 97))
 RELUS = ((1,), (15,), (16,), (17,), (4096,), (100_003,), (2, 5, 7, 9))
 FLATTENS = ((3,), (2, 5), (2, 3, 4, 5), (1, 7, 1, 3), (2, 64, 7, 7), (2, 1, 3, 2, 2, 3, 1, 2))

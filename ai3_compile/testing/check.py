@@ -13,7 +13,7 @@ import torch
 from .. import core, registry
 from ..backends import abi
 from ..errors import AlgorithmCheckError, KernelMemoryError
-from ..ops import OPERATIONS
+from ..ops import OPERATIONS, activations
 from . import harness, references
 from .calls import CHANNELS_LAST, IMAGES, Call, all_calls
 
@@ -196,17 +196,15 @@ def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
     """The result between guards, in each layout that the algorithm takes, and within a larger image if it can."""
     both = abi.NCHW | abi.NHWC
     layouts = (abi.NHWC, abi.NCHW) if table.flags & both == both else (table.flags,)
-    fused = (call.residual, int(call.relu)) if table.flags & abi.EPILOGUE else (None, 0)
+    fused = (call.residual, activations.NUMBERS[call.activation]) if table.flags & abi.EPILOGUE else (None, 0)
     for layout in layouts:
         out = harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, *fused, layout)
         if not table.flags & abi.EPILOGUE:
             out = out if call.residual is None else out + call.residual
-            out = out.relu() if call.relu else out
+            out = activations.ACTIVATIONS[call.activation](out)
         yield out
     if table.flags & abi.STRIDED_OUTPUT and call.residual is None:
-        yield harness.run_kernel(
-            table, call.spec, call.input, call.weight, call.bias, None, int(call.relu), abi.NHWC, BESIDE
-        )
+        yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, fused[1], abi.NHWC, BESIDE)
 
 
 def through_torch(algorithm: registry.Algorithm, call: Call, static_weight: bool = False) -> torch.Tensor:
@@ -218,7 +216,7 @@ def through_torch(algorithm: registry.Algorithm, call: Call, static_weight: bool
     if call.variant == CHANNELS_LAST and algorithm.operation in IMAGES:
         named["channels_last"] = True
     if call.residual is not None:
-        named |= {"residual": call.residual, "activation": int(call.relu)}
+        named |= {"residual": call.residual, "activation": activations.NUMBERS[call.activation]}
     return operation.overload_for(algorithm)(*args, **named)
 
 

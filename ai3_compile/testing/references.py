@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..ops.activations import ACTIVATIONS
 from ..ops.base import four_paddings
 
 BOUNDS = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -42,9 +43,9 @@ def compute(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
-    relu: bool = False,
+    activation: str = "identity",
 ) -> torch.Tensor:
-    """relu(op(input) + bias + residual) with PyTorch's operations, in the precision of the input."""
+    """activation(op(input) + bias + residual) with PyTorch's operations, in the precision of the input."""
     a = attributes
     if operation == "conv2d":
         assert weight is not None
@@ -68,7 +69,7 @@ def compute(
     else:
         out = input.flatten(a["start_dim"], a["end_dim"])
     out = out if residual is None else out + residual
-    return out.relu() if relu else out
+    return ACTIVATIONS[activation](out)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -82,7 +82,7 @@ void run_unit(const ai3_args* a, const SmmShape& s, int64_t unit, int64_t block_
                         0,
                         c == 0,
                         c + channels == s.channels,
-                        a->activation == AI3_RELU};
+                        a->activation};
       for (int64_t left = pixels; left > 0; left -= t.count) {
         const bool wide = left > (kSmmVectors - 1) * ai3::kLanes<T>;
         t.count = std::min<int64_t>(left, (wide ? kSmmVectors : 1) * ai3::kLanes<T>);

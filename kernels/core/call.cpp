@@ -1,4 +1,6 @@
 // One call of an algorithm: layout, output, workspace, the profiler's label, and the epilogue it leaves to us.
+#include <ai3/activation.h>
+
 #include <array>
 #include <mutex>
 
@@ -123,15 +125,16 @@ void add_and_activate(int64_t count, void* out, const void* residual, ai3_activa
   struct Task {
     T* out;
     const T* residual;
-    bool relu;
-  } task{static_cast<T*>(out), static_cast<const T*>(residual), activation == AI3_RELU};
+    ai3_activation activation;
+  } task{static_cast<T*>(out), static_cast<const T*>(residual), activation};
   AI3_CALL(torch_parallel_for(
       0, count, 16384,
       [](int64_t begin, int64_t end, void* ctx) {
         const Task& t = *static_cast<const Task*>(ctx);
-        for (int64_t i = begin; i < end; ++i) {
-          const T v = t.residual == nullptr ? t.out[i] : t.out[i] + t.residual[i];
-          t.out[i] = t.relu && v < 0 ? T(0) : v;  // NaN stays NaN, as in torch
+        for (int64_t i = begin; i < end; i += kLanes<T>) {
+          Vec<T> value = load_part<Vec<T>>(t.out + i, end - i);
+          if (t.residual != nullptr) value += load_part<Vec<T>>(t.residual + i, end - i);
+          store_part(t.out + i, activate(value, t.activation), end - i);
         }
       },
       &task));

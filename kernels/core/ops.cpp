@@ -45,6 +45,11 @@ ai3_tensor any_view(const Tensor& t) {
   return view;
 }
 
+ai3_activation activation_of(const char* op, int64_t number) {
+  AI3_CHECK(AI3_IDENTITY <= number && number <= AI3_GELU_TANH, op, ": no activation has the number ", number);
+  return static_cast<ai3_activation>(number);
+}
+
 int64_t channels_of(const Tensor& t) { return t.size(t.dim() - 3); }
 int64_t height_of(const Tensor& t) { return t.size(t.dim() - 2); }
 int64_t width_of(const Tensor& t) { return t.size(t.dim() - 1); }
@@ -114,7 +119,7 @@ Convolution check_conv2d(const char* op, const Tensor& input, const Tensor& weig
   args.pad_right = pad_right;
   args.groups = groups;
   args.has_bias = bias.has_value() || folds;
-  args.activation = static_cast<ai3_activation>(activation);
+  args.activation = activation_of(op, activation);
   args.weight = contiguous_view(nullptr, {weight.size(0), weight.size(1), weight.size(2), weight.size(3)});
   const int64_t out_h = conv_extent(height_of(input), args.kernel_h, stride_h, pad_top + pad_bottom, dilation_h);
   const int64_t out_w = conv_extent(width_of(input), args.kernel_w, stride_w, pad_left + pad_right, dilation_w);
@@ -188,7 +193,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   args.output = contiguous_view(result.mutable_data_ptr(), {rows, weight.size(0)});
   args.groups = 1;
   args.has_bias = bias.has_value();
-  args.activation = static_cast<ai3_activation>(activation);
+  args.activation = activation_of(op, activation);
   if (dense_residual) {
     args.residual = contiguous_view(const_cast<void*>(dense_residual->const_data_ptr()), {rows, weight.size(0)});
     args.has_residual = 1;

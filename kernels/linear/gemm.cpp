@@ -88,7 +88,7 @@ void dot_block(const ai3_args* a, const Sizes& s, int64_t row, int64_t column) {
       T value = bias ? bias[column + n] : T(0);
       for (int i = 0; i < lanes; ++i) value += total[m][n][i];
       if (residual) value += residual[at];
-      static_cast<T*>(a->output.data)[at] = a->activation == AI3_RELU ? ai3::relu(value) : value;
+      static_cast<T*>(a->output.data)[at] = ai3::activate(value, a->activation);
     }
   }
 }
@@ -133,10 +133,10 @@ void run_slot(const ai3_args* a, const ai3::WorkSplit& shares, int64_t slot) {
                         panels.used(p),
                         a->bias ? static_cast<const T*>(a->bias) + column : nullptr,
                         residual ? residual + at : nullptr,
-                        false};
+                        AI3_IDENTITY};
       for (int64_t k = 0; k < s.depth; k += kDepth) {
         const int64_t steps = std::min(kDepth, s.depth - k);
-        to.relu = a->activation == AI3_RELU && k + steps == s.depth;
+        if (k + steps == s.depth) to.activation = a->activation;
         const ai3::StridedRows<T> rows{static_cast<const T*>(a->input.data) + row * s.depth + k, s.depth, 0};
         ai3::gemm<T>(rows, std::min(most, row_end - row), 1, steps,
                      static_cast<const T*>(a->packed) + column * s.depth + k * panels.width(p), panels.width(p), to);

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from ai3_compile.ops import activations
 from ai3_compile.testing import calls, cases, harness, references
 from ai3_compile.testing.check import through_abi
 
@@ -48,19 +49,38 @@ def test_conv2d(algorithm, case, dtype):
 @each("conv2d")
 @DTYPES
 @pytest.mark.parametrize("case", cases.CONVS, ids=lambda c: c.id)
-def test_conv2d_writes_into_a_slice_with_bias_and_relu(algorithm, case, dtype):
+def test_conv2d_writes_into_a_slice_with_bias_and_activation(algorithm, case, dtype):
     """One channel before and none behind, and the reverse: the harness checks every byte between the pixels."""
     table = harness.table_of(algorithm)
     if not table.flags & harness.abi.STRIDED_OUTPUT:
         assert algorithm.name == "smm", "of ai3's own only the one that works on contiguous images cannot"
         return
-    call = dataclasses.replace(calls.conv2d(case, dtype, calls.BIAS), relu=True)
+    call = dataclasses.replace(calls.conv2d(case, dtype, calls.BIAS), activation="hardswish")
     if not fits(algorithm, case):
         return
     limit, expected = references.bound("conv2d", algorithm.name, dtype), call.compute(torch.float64)
+    number = activations.NUMBERS["hardswish"]
     for beside in ((1, 0), (0, 1), (64, 64)):
-        found = harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, 1, None, beside)
+        found = harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, number, None, beside)
         assert references.judge(found, expected, limit)[1] is None
+
+
+@each("conv2d")
+@DTYPES
+@pytest.mark.parametrize("variant", calls.EPILOGUES)
+def test_conv2d_ends_with_any_activation(algorithm, dtype, variant):
+    found = [call for call in calls.few_calls("conv2d", dtype, variant) if algorithm.supports(call.spec) is None]
+    assert {call.spec.name for call in found} >= {"below-columns", "groups-odd", "depthwise-odd"}
+    for call in found:
+        assert_right(algorithm, call)
+
+
+@each("linear")
+@DTYPES
+@pytest.mark.parametrize("variant", calls.EPILOGUES)
+def test_linear_ends_with_any_activation(algorithm, dtype, variant):
+    for call in calls.few_calls("linear", dtype, variant):
+        assert_right(algorithm, call)
 
 
 @each("conv2d")

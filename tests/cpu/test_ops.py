@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from ai3_compile import core, registry
+from ai3_compile.errors import ActivationGradientError
+from ai3_compile.ops.activations import NUMBERS
 from ai3_compile.testing import harness, references
 
 core.load()
@@ -117,6 +119,23 @@ def test_values_and_every_gradient_equal_pytorchs(name):
     grad = torch.randn_like(expected)
     for found, right in zip(torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad)):
         assert references.relative_error(found, right) < 1e-12
+
+
+@pytest.mark.parametrize("operation", ["conv2d", "linear"])
+def test_an_activation_without_a_gradient_is_named(operation):
+    """No pass makes such a call: activations other than relu are fused in inference alone."""
+    if operation == "conv2d":
+        out = conv(image(1, 3, 8, 8), image(4, 3, 3, 3), activation=NUMBERS["hardswish"])
+    else:
+        out = ops.linear(image(5, 7), image(6, 7), None, identity("linear", "gemm"), activation=NUMBERS["hardswish"])
+    with pytest.raises(ActivationGradientError, match=f"ai3::{operation} has no gradient through hardswish"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("number", [-1, len(NUMBERS)])
+def test_an_unknown_activation_is_refused(number):
+    with pytest.raises(RuntimeError, match=f"no activation has the number {number}"):
+        conv(image(1, 3, 8, 8), image(4, 3, 3, 3), activation=number)
 
 
 def test_gradients_of_gradients():

@@ -106,12 +106,8 @@ Target<T> conv_target(const ai3_args* a, int64_t row, int64_t filter, int64_t co
   const int64_t stride = output_pixel_stride(a), at = row * stride + filter;
   const T* residual = static_cast<const T*>(a->residual.data);
   const T* bias = static_cast<const T*>(a->bias);
-  return {static_cast<T*>(a->output.data) + at,
-          stride,
-          columns,
-          bias ? bias + filter : nullptr,
-          residual ? residual + at : nullptr,
-          a->activation == AI3_RELU};
+  return {static_cast<T*>(a->output.data) + at, stride,       columns, bias ? bias + filter : nullptr,
+          residual ? residual + at : nullptr,   a->activation};
 }
 
 // A conv2d as products of lowered rows with packed panels. Lowering brings the input of some output pixels, for all

@@ -58,6 +58,7 @@ static void depthwise_block(const ai3_args* a, const T* window, const T* weight,
       store(out + offset, a->activation == AI3_RELU ? relu(value) : value);
     }
   }
+  if (a->activation > AI3_RELU) activate_rows<V>(out, M, out_stride, N, a->activation);
 }
 
 constexpr int64_t kDepthwiseChannels = 128;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "ai3/activation.h"
 #include "ai3/vec.h"
 
 namespace ai3 {
@@ -60,7 +61,7 @@ struct Target {
   int64_t columns;    // to write of the panel's width
   const T* bias;      // null for none
   const T* residual;  // null for none
-  bool relu;
+  ai3_activation activation;
 };
 
 // Rows of A, by segment: the product runs over the segments' steps one after another.
@@ -113,12 +114,13 @@ __attribute__((noinline)) void write_rows(const Vec<T>* sums, int64_t rows, int 
       Vec<T> value = sums[n];
       if (to.bias) value += load_part<Vec<T>>(to.bias + n * lanes, count);
       if (to.residual) value += load_part<Vec<T>>(to.residual + at, count);
-      store_part(to.out + at, to.relu ? relu(value) : value, count);
+      store_part(to.out + at, activate(value, to.activation), count);
     }
   }
 }
 
-// The same from registers, for whole vectors: each part of the epilogue is asked for once a block.
+// The same from registers, for whole vectors and what is soon done: each part of the epilogue is asked for once a
+// block.
 template <int M, int N, typename T>
 inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
   constexpr int lanes = kLanes<T>;
@@ -129,7 +131,7 @@ inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
       for (int m = 0; m < M; ++m) f(sum[m][n], m * to.stride + n * lanes, n * lanes);
     }
   };
-  if (to.columns < N * lanes) {
+  if (to.columns < N * lanes || to.activation > AI3_RELU) {
     Vec<T> copy[M][N];  // the sums themselves have no address, or they would live in memory
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
@@ -140,7 +142,7 @@ inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
   }
   if (to.bias) each([&](Vec<T>& v, int64_t, int64_t n) { v += load<Vec<T>>(to.bias + n); });
   if (to.residual) each([&](Vec<T>& v, int64_t at, int64_t) { v += load<Vec<T>>(to.residual + at); });
-  if (to.relu) each([&](Vec<T>& v, int64_t, int64_t) { v = relu(v); });
+  if (to.activation == AI3_RELU) each([&](Vec<T>& v, int64_t, int64_t) { v = relu(v); });
   each([&](Vec<T>& v, int64_t at, int64_t) { store(to.out + at, v); });
 }
 

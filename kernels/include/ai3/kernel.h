@@ -15,14 +15,27 @@ extern "C" {
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
-typedef enum ai3_activation { AI3_IDENTITY = 0, AI3_RELU = 1 } ai3_activation;
+// As the functions of torch.nn.functional; AI3_GELU is by erf, AI3_GELU_TANH its approximation by tanh.
+typedef enum ai3_activation {
+  AI3_IDENTITY = 0,
+  AI3_RELU = 1,
+  AI3_RELU6 = 2,
+  AI3_HARDSWISH = 3,
+  AI3_HARDSIGMOID = 4,
+  AI3_SIGMOID = 5,
+  AI3_SILU = 6,
+  AI3_GELU = 7,
+  AI3_GELU_TANH = 8,
+} ai3_activation;
 
 // What an algorithm can be handed, as bits of ai3_kernel::flags; an operation on images names at least one layout.
 enum {
-  AI3_NCHW = 1,      // 4-d input and output contiguous
-  AI3_NHWC = 2,      // 4-d input and output channels_last; preferred where both bits are set
-  AI3_EPILOGUE = 4,  // applies residual and activation itself; otherwise the core library applies them after run()
-  AI3_DEFAULT = 8,   // what `default` takes first for this operation, where it fits
+  AI3_NCHW = 1,  // 4-d input and output contiguous
+  AI3_NHWC = 2,  // 4-d input and output channels_last; preferred where both bits are set
+  // Applies the residual and every activation itself (ai3::activate in activation.h does, for vectors and scalars);
+  // otherwise the core library applies them after run().
+  AI3_EPILOGUE = 4,
+  AI3_DEFAULT = 8,  // what `default` takes first for this operation, where it fits
   // May be handed a channels_last output that is some channels of a larger image: its pixels are output.stride[3] >= C
   // elements apart, and the elements between are not its own. Never with a residual; a convolution that sets this sets
   // AI3_EPILOGUE too.

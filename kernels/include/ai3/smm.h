@@ -68,7 +68,8 @@ struct SmmTile {
   T* out;
   const int64_t* offsets;
   int64_t slice_count, kernel_h, plane, out_stride, rows, count;
-  bool first, last, relu;  // first and last block of input channels
+  bool first, last;  // block of input channels
+  ai3_activation activation;
 };
 
 // Static, so that the compiler still inlines each kind of small block into its one caller.
@@ -106,7 +107,7 @@ static void smm_accumulate(const SmmTile<T>& t) {
       else if (t.bias)
         sum += broadcast<V>(t.bias[k]);
       if (t.last && t.residual) sum += load_part<V>(t.residual + at, count);
-      store_part(t.out + at, t.last && t.relu ? relu(sum) : sum, count);
+      store_part(t.out + at, t.last ? activate(sum, t.activation) : sum, count);
     }
   }
 }

@@ -131,7 +131,7 @@ void transform_output(const ai3_args* a, const WinogradShape& s, int64_t filter,
         V y = out[j];
         if (bias) y += load_part<V>(bias + c, count);
         if (a->residual.data) y += load_part<V>(static_cast<const T*>(a->residual.data) + at, count);
-        store_part(static_cast<T*>(a->output.data) + at, a->activation == AI3_RELU ? relu(y) : y, count);
+        store_part(static_cast<T*>(a->output.data) + at, activate(y, a->activation), count);
       }
     }
   }
