@@ -21,7 +21,7 @@ ACTIVATIONS = (
     aten.silu.default,
     aten.gelu.default,
 )
-# Written by other operations that Inductor's table takes apart as well; without its rule it becomes a hardtanh.
+# Without the rule that Inductor has for it, it is traced as the hardtanh that it is made of.
 RELU6 = aten.relu6.default
 
 
