@@ -151,7 +151,7 @@ double cost(const ai3_args* a) {
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "conv2d",
                            .algorithm = "direct",
-                           .version = 1,
+                           .version = 2,
                            .flags = AI3_NHWC | AI3_EPILOGUE,
                            .supports = ai3::conv_supports,
                            .cost = cost,
