@@ -92,14 +92,13 @@ static void depthwise_block(const ai3_args* a, const DepthwiseBlock<T>& block) {
   }
 }
 
-// Channels that go through an image together: the input rows of a window stay in the first-level cache.
+// Blocks of channels whose weights stay in the first-level cache from one row to the next.
 inline int64_t depthwise_blocks(const ai3_args* a) {
   const ConvSizes s(a);
-  constexpr int64_t kCache = 32 * 1024, kImage = 1 << 20, kVectors = 128 / kVectorBytes + 1;
+  constexpr int64_t kCache = 24 * 1024, kVectors = 2;  // the last vector may begin inside the one ahead of it
   const DepthwiseVectors vectors(a, DepthwiseVectors::lanes_of(a));
-  if (s.height * s.width * s.channels * s.bytes > kImage) return 1;
-  const int64_t fit = kCache / (a->kernel_h * s.width * vectors.lanes * s.bytes + 1);
-  return ceil_div(vectors.count, std::max(kVectors, fit));
+  const int64_t fit = kCache / (s.taps * vectors.lanes * s.bytes);
+  return std::max<int64_t>(1, std::min(vectors.count / kVectors, ceil_div(vectors.count, std::max(kVectors, fit))));
 }
 
 // Items are output rows, within blocks of channels.
@@ -137,7 +136,7 @@ inline double depthwise_cost(const ai3_args* a) {
 
 template <typename T>
 void depthwise_run(const ai3_args* a) {
-  constexpr double kSplitWork = 400e3;  // multiply-adds; below, the threads' start costs more than it saves
+  constexpr double kSplitWork = 300e3;  // multiply-adds; below, the threads' start costs more than it saves
   const ConvSizes s(a);
   const auto go = [&](ai3_range_fn body) {
     const int64_t items = s.images * s.out_height * depthwise_blocks(a);
