@@ -96,6 +96,11 @@ CONVS = (
     Conv("stride-asymmetric", 5, (13, 12), 6, stride=(3, 1)),
     Conv("stride-above-kernel", 4, (15, 15), 4, (2, 2), stride=(4, 5), padding=NONE),
     Conv("stem-7x7", 3, (23, 23), 64, (7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
+    Conv("stem-7x7-wide", 3, (31, 37), 64, (7, 7), stride=(2, 2), padding=(3, 3, 3, 3), batch=2),
+    Conv("stem-16", 3, (17, 33), 16, stride=(2, 2)),
+    Conv("stem-11x11", 3, (40, 70), 40, (11, 11), stride=(4, 4), padding=(2, 2, 2, 2)),
+    Conv("stem-above-columns", 1, (9, 15), 101, padding=(0, 2, 1, 3), dilation=(2, 1)),
+    Conv("stem-padding-above-kernel", 2, (4, 8), 33, padding=(5, 4, 6, 5)),
     Conv("kernel-1x7", 6, (8, 12), 10, (1, 7), padding=(0, 0, 3, 3)),
     Conv("kernel-7x1", 6, (12, 8), 10, (7, 1), padding=(3, 3, 0, 0)),
     Conv("kernel-even", 5, (9, 9), 7, (4, 2), padding=(1, 2, 0, 1)),
@@ -109,6 +114,14 @@ CONVS = (
     Conv("depthwise-odd", 19, (9, 7), 19, groups=19, batch=2),
     Conv("depthwise-stride", 33, (11, 11), 33, stride=(2, 2), groups=33),
     Conv("depthwise-5x5", 20, (9, 9), 20, (5, 5), padding=(2, 2, 2, 2), groups=20),
+    Conv("depthwise-5x5-wide", 40, (8, 16), 40, (5, 5), padding=(2, 2, 2, 2), groups=40, batch=2),
+    Conv("depthwise-5x5-stride", 24, (13, 18), 24, (5, 5), stride=(2, 2), padding=(2, 2, 2, 2), groups=24),
+    Conv("depthwise-7x7", 17, (8, 15), 17, (7, 7), padding=(3, 3, 3, 3), groups=17),
+    Conv("depthwise-no-padding", 16, (5, 16), 16, groups=16, padding=NONE),
+    Conv("depthwise-padding-above-half", 18, (6, 9), 18, padding=(2, 2, 2, 2), groups=18),
+    Conv("depthwise-asymmetric-padding", 72, (8, 15), 72, stride=(2, 2), padding=(0, 1, 0, 1), groups=72),
+    Conv("depthwise-dilation", 21, (11, 12), 21, dilation=(2, 2), padding=(2, 2, 2, 2), groups=21),
+    Conv("depthwise-two-threads", 96, (24, 23), 96, groups=96),
     Conv("depthwise-multiplier", 6, (7, 7), 18, groups=6),
     Conv("deep", 512, (7, 7), 48),
 )
@@ -151,6 +164,11 @@ POOLS = (
     Pool("stride-above-kernel", kernel=(2, 2), stride=(3, 4)),
     Pool("asymmetric", kernel=(2, 5), stride=(1, 3), padding=(1, 2)),
     Pool("kernel-is-input", size=(6, 7), kernel=(6, 7)),
+    Pool("2x2-wide", 24, (6, 18), (2, 2)),
+    Pool("3x3-stride-2-odd", 40, (13, 17)),
+    Pool("3x3-stride-2-ceil", 17, (16, 18), ceil_mode=True),
+    Pool("3x3-stride-1-wide", 72, (8, 15), stride=(1, 1), padding=(1, 1)),
+    Pool("two-threads", 64, (36, 37), padding=(1, 1)),
     Pool("one-channel", channels=1, batch=1),
 )
 MAX_POOLS = (
@@ -172,6 +190,8 @@ ADAPTIVE = (
     ((2, 17, 7, 5), (3, 4)),
     ((1, 3, 4, 4), (7, 7)),
     ((1, 33, 6, 6), (6, 6)),
+    ((1, 40, 9, 9), (1, 1)),
+    ((1, 1025, 9, 9), (1, 1)),
 )
 LINEARS = (
     # rows, in, out
@@ -186,5 +206,5 @@ LINEARS = (
     (5, 4608, 40),
 )
 FEW_LINEARS = ((3, 7, 5), (13, 33, 97))
-RELUS = ((1,), (15,), (16,), (17,), (4096,), (100_003,), (2, 5, 7, 9))
+RELUS = ((1,), (15,), (16,), (17,), (4096,), (100_003,), (300_001,), (2, 5, 7, 9))
 FLATTENS = ((3,), (2, 5), (2, 3, 4, 5), (1, 7, 1, 3), (2, 64, 7, 7), (2, 1, 3, 2, 2, 3, 1, 2))

@@ -9,6 +9,7 @@ ai3::Span region(int64_t index, int64_t outputs, int64_t inputs) {
 }
 
 struct AdaptiveAvgPool {
+  static constexpr bool kWindows = false;  // regions of any size
   static ai3::Span rows(const ai3_args* args, int64_t p) {
     return region(p, args->output.size[2], args->input.size[2]);
   }

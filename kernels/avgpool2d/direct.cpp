@@ -20,6 +20,7 @@ ai3::Span inside(ai3::Span span, int64_t size) {
 }
 
 struct AvgPool {
+  static constexpr bool kWindows = true;  // of kernel_h x kernel_w
   static ai3::Span rows(const ai3_args* args, int64_t p) { return inside(padded_rows(args, p), args->input.size[2]); }
   static ai3::Span columns(const ai3_args* args, int64_t q) {
     return inside(padded_columns(args, q), args->input.size[3]);

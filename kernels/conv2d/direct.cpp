@@ -1,8 +1,10 @@
 // Direct convolution on channels_last images: register blocks along an output row, clipped at the borders; no lowering.
 // Source: Zhang, Franchetti and Low, "High Performance Zero-Memory Overhead Direct Convolutions", ICML 2018, arXiv
-// 1809.10170, with channels innermost. Depthwise convolutions take a second path, which runs along the channels.
+// 1809.10170, with channels innermost. Depthwise convolutions take a second path, which runs along the channels, and
+// first layers a third.
 #include "ai3/conv2d.h"
 #include "ai3/depthwise.h"
+#include "ai3/stem.h"
 
 namespace {
 
@@ -85,11 +87,12 @@ ai3::WorkSplit split(const ai3_args* a) {
           double(s.out_width) * width * depth * double(s.bytes) / 4,
           double(a->stride_h * s.width * s.channels * s.bytes),
           width * depth * double(s.bytes),
-          std::max<int64_t>(1, a->runtime->num_threads)};
+          std::max<int64_t>(1, a->runtime ? a->runtime->num_threads : 1)};
 }
 
 template <typename T>
 void run_slot(const ai3_args* a, const ai3::WorkSplit& shares, int64_t slot) {
+  if (ai3::is_stem(a)) return ai3::stem_slot<T>(a, shares, slot);
   const ConvSizes s(a);
   const ai3::Panels<T> panels(s.group_filters);
   const ai3::WorkSplit::Part part = shares.part(slot, s.images * s.out_height, panels.count * s.groups);
@@ -130,8 +133,15 @@ void run_as(const ai3_args* a) {
       &task);
 }
 
+size_t workspace_bytes(const ai3_args* a) {
+  if (ai3::is_depthwise(a) || !ai3::is_stem(a)) return 0;
+  const ai3::WorkSplit shares = a->dtype == AI3_FLOAT64 ? split<double>(a) : split<float>(a);
+  return size_t(shares.slots() * ai3::stem_slot_bytes(a));
+}
+
 void run(const ai3_args* a) {
   ai3::conv_check(a);
+  assert(a->workspace || !workspace_bytes(a));
   if (a->dtype == AI3_FLOAT64) return run_as<double>(a);
   run_as<float>(a);
 }
@@ -145,16 +155,18 @@ void pack(const ai3_args* a, void* dst) { (ai3::is_depthwise(a) ? ai3::depthwise
 double cost(const ai3_args* a) {
   if (ai3::is_depthwise(a)) return ai3::depthwise_cost(a);
   const bool adjacent = a->dilation_w == 1 && a->groups == 1;
+  if (ai3::is_stem(a)) return ai3::conv_cost(a, 0, a->weight.size[1] * a->kernel_w, 1);
   return ai3::conv_cost(a, 0, a->weight.size[1] * (adjacent ? a->kernel_w : 1), 3);
 }
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "conv2d",
                            .algorithm = "direct",
-                           .version = 1,
+                           .version = 2,
                            .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT,
                            .supports = ai3::conv_supports,
                            .cost = cost,
+                           .workspace_bytes = workspace_bytes,
                            .packed_bytes = packed_bytes,
                            .pack = pack,
                            .run = run};

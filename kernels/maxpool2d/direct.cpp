@@ -26,6 +26,7 @@ ai3::Span taps(int64_t start, int64_t kernel, int64_t dilation, int64_t size) {
 }
 
 struct MaxPool {
+  static constexpr bool kWindows = true;  // of kernel_h x kernel_w
   static ai3::Span rows(const ai3_args* args, int64_t p) {
     return taps(p * args->stride_h - args->pad_top, args->kernel_h, args->dilation_h, args->input.size[2]);
   }

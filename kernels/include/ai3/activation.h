@@ -127,14 +127,15 @@ inline V activate(V x, ai3_activation activation) {
   return activate_by_exponential(x, activation);
 }
 
-// In place, rows of vectors: for kernels whose sums are all in registers, which activate() between them would spill.
-template <typename V>
-__attribute__((noinline)) void activate_rows(Lane<V>* out, int64_t rows, int64_t stride, int vectors,
+// In place, on rows of elements: for kernels whose sums are all in registers, which activate() between them would
+// spill.
+template <typename T>
+__attribute__((noinline)) void activate_rows(T* out, int64_t rows, int64_t stride, int64_t columns,
                                              ai3_activation activation) {
-  for (int64_t m = 0; m < rows; ++m) {
-    for (int n = 0; n < vectors; ++n) {
-      Lane<V>* at = out + m * stride + n * int(sizeof(V) / sizeof(Lane<V>));
-      store(at, activate(load<V>(at), activation));
+  for (int64_t m = 0; m < rows; ++m, out += stride) {
+    for (int64_t n = 0; n < columns; n += kLanes<T>) {
+      const Vec<T> value = load_part<Vec<T>>(out + n, columns - n);
+      store_part(out + n, activate(value, activation), columns - n);
     }
   }
 }

@@ -1,129 +1,130 @@
 // Depthwise convolution on channels_last images: vectors run along the channels, a block of pixels stays in registers.
-// Also the range of a window's taps inside the image, which direct convolution clips with as well.
+// Source: the definition; the register blocks follow Zhang, Lo and Lu, "High Performance Depthwise and Pointwise
+// Convolutions on Mobile Devices", AAAI 2020, arXiv 2001.02504.
 #ifndef AI3_DEPTHWISE_H
 #define AI3_DEPTHWISE_H
 
 #include "ai3/conv2d.h"
+#include "ai3/window.h"
 
 namespace ai3 {
-
-// The taps first, ..., last - 1 of a window that read inside [0, size), where tap t reads start + t * dilation.
-struct Taps {
-  int64_t first, last;
-  Taps(int64_t start, int64_t kernel, int64_t dilation, int64_t size) {
-    first = start >= 0 ? 0 : std::min(kernel, ceil_div(-start, dilation));
-    last = start >= size ? first : std::max(first, std::min(kernel, ceil_div(size - start, dilation)));
-  }
-};
 
 inline bool is_depthwise(const ai3_args* a) {
   return a->groups > 1 && a->groups == a->input.size[1] && a->groups == a->output.size[1];
 }
 
-// M pixels and N vectors (or scalars) V of channels, all of whose taps rows x columns lie inside the image.
-// Static, so that the compiler still inlines each kind of block into its one caller.
-template <int M, int N, typename V, typename T>
-static void depthwise_block(const ai3_args* a, const T* window, const T* weight, Taps rows, Taps columns,
-                            int64_t channel, int64_t at) {
-  constexpr int lanes = sizeof(V) / sizeof(T);
-  const int64_t channels = a->input.size[1], row_stride = a->dilation_h * a->input.size[3] * channels;
-  V sum[M][N];
-  const T* bias = static_cast<const T*>(a->bias);
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) {
-    const V start = bias ? load<V>(bias + channel + n * lanes) : V{};
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) sum[m][n] = start;
+// Channels in vectors: vector v begins at start(v), and its weights are packed as [tap][lane] one vector after another.
+struct DepthwiseVectors {
+  int64_t channels, lanes, count;
+  DepthwiseVectors(const ai3_args* a, int64_t lanes)
+      : channels(a->input.size[1]), lanes(lanes), count(ceil_div(channels, lanes)) {}
+  static int64_t lanes_of(const ai3_args* a) {
+    int64_t lanes = 0;
+    const auto set = [&](auto v) { lanes = sizeof(v) / (a->dtype == AI3_FLOAT64 ? 8 : 4); };
+    a->dtype == AI3_FLOAT64 ? with_channels<double>(a->input.size[1], set)
+                            : with_channels<float>(a->input.size[1], set);
+    return lanes;
   }
-  for (int64_t r = rows.first; r < rows.last; ++r) {
-    for (int64_t x = columns.first; x < columns.last; ++x) {
-      const T* pixel = window + r * row_stride + x * a->dilation_w * channels;
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        const V w = load<V>(weight + (r * a->kernel_w + x) * channels + n * lanes);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) sum[m][n] += w * load<V>(pixel + m * a->stride_w * channels + n * lanes);
-      }
-    }
-  }
+  int64_t start(int64_t v) const { return std::min(v * lanes, channels - lanes); }
+};
+
+// The one place that writes outputs: `count` pixels of a vector of channels, the first of them element `at`.
+template <typename V, typename T>
+inline __attribute__((always_inline)) void depthwise_write(const ai3_args* a, V (&sum)[kWindowPixels], int64_t count,
+                                                           int64_t at) {
+  const int64_t stride = output_pixel_stride(a);
   T* out = static_cast<T*>(a->output.data) + at;
-  const int64_t out_stride = output_pixel_stride(a);
   const T* residual = static_cast<const T*>(a->residual.data);
+  const auto each = [&](auto f) {
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      const int64_t offset = m * out_stride + n * lanes;
-      const V value = residual ? sum[m][n] + load<V>(residual + at + offset) : sum[m][n];
-      store(out + offset, a->activation == AI3_RELU ? relu(value) : value);
+    for (int q = 0; q < kWindowPixels; ++q) {
+      if (q < count) f(sum[q], q * stride);
     }
-  }
-  if (a->activation > AI3_RELU) activate_rows<V>(out, M, out_stride, N, a->activation);
+  };
+  if (residual) each([&](V& v, int64_t offset) { v += load<V>(residual + at + offset); });
+  if (a->activation == AI3_RELU) each([](V& v, int64_t) { v = relu(v); });
+  each([&](V& v, int64_t offset) { store(out + offset, v); });
+  if (a->activation > AI3_RELU) activate_rows(out, count, stride, sizeof(V) / sizeof(T), a->activation);
 }
 
-constexpr int64_t kDepthwiseChannels = 128;
+// Outputs of one row: `count` from `q` on, whose first tap is `top` rows and `left` columns inside the image.
+template <typename T>
+struct DepthwiseBlock {
+  const T* image;
+  int64_t top, left, at, count, vector_begin, vector_end;
+  Taps rows;
+};
+
+// K and S are the kernel's width and stride, or 0 for any. Static, so that the compiler still inlines each kind into
+// its one caller.
+template <int K, int S, bool kClip, typename V, typename T>
+static void depthwise_block(const ai3_args* a, const DepthwiseBlock<T>& block) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  const int64_t channels = a->input.size[1], width = a->input.size[3], kernel = K ? K : a->kernel_w;
+  const DepthwiseVectors vectors(a, lanes);
+  const T* bias = static_cast<const T*>(a->bias);
+  for (int64_t v = block.vector_begin; v < block.vector_end; ++v) {
+    const int64_t channel = vectors.start(v);
+    const T* weight = static_cast<const T*>(a->packed) + v * a->kernel_h * kernel * lanes;
+    V sum[kWindowPixels];
+#pragma GCC unroll 8
+    for (int q = 0; q < kWindowPixels; ++q) sum[q] = bias ? load<V>(bias + channel) : V{};
+    const auto tap_row = [&](int64_t r) __attribute__((always_inline)) {
+      const int64_t row = block.top + r * a->dilation_h;
+      const WindowRow<T> in{block.image + (row * width + block.left) * channels + channel, channels, -block.left,
+                            width - block.left};
+      const T* w = weight + r * kernel * lanes;
+      const auto step = [&](int q, V x, int64_t tap)
+                            __attribute__((always_inline)) { sum[q] += x * load<V>(w + tap * lanes); };
+      if constexpr (K)
+        slide<K, S, kClip>(in, [](const T* at) { return load<V>(at); }, step);
+      else
+        slide_any<kClip, V>(in, kernel, a->stride_w, a->dilation_w, step);
+    };
+    // Unrolled, the nine taps keep the adders busy from one vector to the next.
+    if (K == 3 && block.rows.first == 0 && block.rows.last == 3) {
+      tap_row(0);
+      tap_row(1);
+      tap_row(2);
+    } else {
+      for (int64_t r = block.rows.first; r < block.rows.last; ++r) tap_row(r);
+    }
+    depthwise_write<V, T>(a, sum, K || !kClip ? kWindowPixels : block.count, block.at + channel);
+  }
+}
+
+// Blocks of channels whose weights stay in the first-level cache from one row to the next.
+inline int64_t depthwise_blocks(const ai3_args* a) {
+  const ConvSizes s(a);
+  constexpr int64_t kCache = 24 * 1024, kVectors = 2;  // the last vector may begin inside the one ahead of it
+  const DepthwiseVectors vectors(a, DepthwiseVectors::lanes_of(a));
+  const int64_t fit = kCache / (s.taps * vectors.lanes * s.bytes);
+  return std::max<int64_t>(1, std::min(vectors.count / kVectors, ceil_div(vectors.count, std::max(kVectors, fit))));
+}
 
 // Items are output rows, within blocks of channels.
-template <typename T>
+template <int K, int S, typename V, typename T>
 void depthwise_range(void* arg, int64_t begin, int64_t end) {
   const auto* a = static_cast<const ai3_args*>(arg);
   const ConvSizes s(a);
-  constexpr int lanes = kLanes<T>, kPixels = 4;
-  const int64_t blocks = ceil_div(s.channels, kDepthwiseChannels);
+  const int64_t blocks = depthwise_blocks(a), vectors = DepthwiseVectors(a, sizeof(V) / sizeof(T)).count;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t p = item % s.out_height, block = item / s.out_height % blocks, image = item / s.out_height / blocks;
-    const int64_t top = p * a->stride_h - a->pad_top,
-                  channel_end = std::min(s.channels, (block + 1) * kDepthwiseChannels);
-    const Taps rows(top, a->kernel_h, a->dilation_h, s.height);
-    const T* line = static_cast<const T*>(a->input.data) + (image * s.height + top) * s.width * s.channels;
-    for (int64_t q = 0; q < s.out_width;) {
-      const int64_t left = q * a->stride_w - a->pad_left;
-      const Taps columns(left, a->kernel_w, a->dilation_w, s.width);
-      const bool wide = q + kPixels <= s.out_width && left >= 0 &&
-                        left + (kPixels - 1) * a->stride_w + (a->kernel_w - 1) * a->dilation_w < s.width;
-      const int64_t at = ((image * s.out_height + p) * s.out_width + q) * output_pixel_stride(a);
-      int64_t c = block * kDepthwiseChannels;
-      const auto blocks_of = [&](auto vectors, auto lane) {
-        using V = decltype(lane);
-        constexpr int N = decltype(vectors)::value;
-        for (constexpr int step = N * sizeof(V) / sizeof(T); c + step <= channel_end; c += step) {
-          const T *window = line + left * s.channels + c, *weight = static_cast<const T*>(a->packed) + c;
-          if (wide)
-            depthwise_block<kPixels, N, V, T>(a, window, weight, rows, columns, c, at + c);
-          else
-            depthwise_block<1, N, V, T>(a, window, weight, rows, columns, c, at + c);
-        }
-      };
-      blocks_of(std::integral_constant<int, 2>(), Vec<T>());
-      blocks_of(std::integral_constant<int, 1>(), Vec<T>());
-      blocks_of(std::integral_constant<int, 1>(), T());
-      q += wide ? kPixels : 1;
-    }
-  }
-  static_assert(kDepthwiseChannels % lanes == 0, "blocks hold whole vectors");
-}
-
-template <typename T>
-void depthwise_run(const ai3_args* a) {
-  const int64_t blocks = ceil_div(a->input.size[1], kDepthwiseChannels);
-  a->runtime->parallel_for(a->output.size[0] * a->output.size[2] * blocks, depthwise_range<T>,
-                           const_cast<ai3_args*>(a));
-}
-
-inline size_t depthwise_packed_bytes(const ai3_args* a) {
-  const ConvSizes s(a);
-  return size_t(s.taps * s.channels * s.bytes);
-}
-
-// [channel][tap] to [tap][channel]
-inline void depthwise_pack(const ai3_args* a, void* dst) {
-  assert(a->weight.data && dst);
-  const ConvSizes s(a);
-  for (int64_t tap = 0; tap < s.taps; ++tap) {
-    for (int64_t c = 0; c < s.channels; ++c) {
-      memcpy(static_cast<char*>(dst) + (tap * s.channels + c) * s.bytes,
-             static_cast<const char*>(a->weight.data) + (c * s.taps + tap) * s.bytes, size_t(s.bytes));
-    }
+    const int64_t top = p * a->stride_h - a->pad_top;
+    DepthwiseBlock<T> b{static_cast<const T*>(a->input.data) + image * s.height * s.width * s.channels,
+                        top,
+                        0,
+                        0,
+                        0,
+                        vectors * block / blocks,
+                        vectors * (block + 1) / blocks,
+                        Taps(top, a->kernel_h, a->dilation_h, s.height)};
+    for_blocks<K != 0>(a, [&](auto clip, int64_t q, int64_t count) {
+      b.left = q * a->stride_w - a->pad_left;
+      b.at = ((image * s.out_height + p) * s.out_width + q) * output_pixel_stride(a);
+      b.count = count;
+      depthwise_block<K, S, decltype(clip)::value, V, T>(a, b);
+    });
   }
 }
 
@@ -131,7 +132,48 @@ inline double depthwise_cost(const ai3_args* a) {
   const ConvSizes s(a);
   const double outputs = double(s.rows) * double(s.filters),
                image = double(s.images * s.channels) * double(s.height * s.width);
-  return (2 * outputs * double(s.taps) / 50 + (image + outputs) / 5) * double(s.bytes) / 4;
+  return (2 * outputs * double(s.taps) / 80 + (image + outputs) / 5) * double(s.bytes) / 4;
+}
+
+template <typename T>
+void depthwise_run(const ai3_args* a) {
+  constexpr double kSplitWork = 300e3;  // multiply-adds; below, the threads' start costs more than it saves
+  const ConvSizes s(a);
+  const auto go = [&](ai3_range_fn body) {
+    const int64_t items = s.images * s.out_height * depthwise_blocks(a);
+    if (double(s.rows) * double(s.filters) * double(s.taps) < kSplitWork)
+      return body(const_cast<ai3_args*>(a), 0, items);
+    a->runtime->parallel_for(items, body, const_cast<ai3_args*>(a));
+  };
+  const int64_t kernel = slides(a) && s.channels >= kLanes<T> ? a->kernel_w : 0, stride = a->stride_w;
+  if (kernel == 3 && stride == 1) return go(depthwise_range<3, 1, Vec<T>, T>);
+  if (kernel == 3 && stride == 2) return go(depthwise_range<3, 2, Vec<T>, T>);
+  if (kernel == 5 && stride == 1) return go(depthwise_range<5, 1, Vec<T>, T>);
+  if (kernel == 5 && stride == 2) return go(depthwise_range<5, 2, Vec<T>, T>);
+  if (kernel == 7 && stride == 1) return go(depthwise_range<7, 1, Vec<T>, T>);
+  with_channels<T>(s.channels, [&](auto v) { go(depthwise_range<0, 0, decltype(v), T>); });
+}
+
+inline size_t depthwise_packed_bytes(const ai3_args* a) {
+  const ConvSizes s(a);
+  if (s.channels == 0) return 0;
+  const DepthwiseVectors vectors(a, DepthwiseVectors::lanes_of(a));
+  return size_t(vectors.count * vectors.lanes * s.taps * s.bytes);
+}
+
+// [channel][tap] to [vector][tap][lane]
+inline void depthwise_pack(const ai3_args* a, void* dst) {
+  assert(a->weight.data && dst);
+  const ConvSizes s(a);
+  const DepthwiseVectors vectors(a, DepthwiseVectors::lanes_of(a));
+  char* to = static_cast<char*>(dst);
+  const char* weight = static_cast<const char*>(a->weight.data);
+  for (int64_t v = 0; v < vectors.count; ++v) {
+    for (int64_t tap = 0; tap < s.taps; ++tap) {
+      for (int64_t lane = 0; lane < vectors.lanes; ++lane, to += s.bytes)
+        memcpy(to, weight + ((vectors.start(v) + lane) * s.taps + tap) * s.bytes, size_t(s.bytes));
+    }
+  }
 }
 
 }  // namespace ai3

@@ -6,8 +6,7 @@
 #include <algorithm>
 #include <cassert>
 
-#include "ai3/kernel.h"
-#include "ai3/vec.h"
+#include "ai3/window.h"
 
 namespace ai3 {
 
@@ -63,37 +62,116 @@ inline void reduce_window(const T* image, int64_t row_stride, int64_t column_str
   for (int i = 0; i < N; ++i) store(out + i * lanes, reduce.finish(total[i]));
 }
 
-// Channels are shared out in blocks, so that a mean over whole images has work for every thread.
-constexpr int64_t kPoolChannels = 256;
-inline int64_t pool_blocks(const ai3_args* args) { return (args->output.size[1] + kPoolChannels - 1) / kPoolChannels; }
+// Parts of the channels, so that a mean over whole images has work for every thread. Each has two vectors at least, as
+// the last one may begin inside the one ahead of it.
+inline int64_t pool_parts(const ai3_args* args, int64_t vectors) {
+  const int64_t lines = args->output.size[0] * args->output.size[2], threads = args->runtime->num_threads;
+  return lines >= 2 * threads ? 1 : std::max<int64_t>(1, std::min(threads, vectors / 2));
+}
 
-// Pool::rows(args, p), Pool::columns(args, q) and Pool::reduce<T>(args, p, q) describe one output pixel. Strides follow
-// from the sizes, since those of dimensions of size 1 may be anything.
-template <typename T, typename Pool>
-void pool_range(void* arg, int64_t begin, int64_t end) {
-  const auto* args = static_cast<const ai3_args*>(arg);
-  const int64_t* out_size = args->output.size;
-  const int64_t channels = out_size[1], out_stride = args->output.stride[3], column_stride = channels,
-                row_stride = args->input.size[3] * channels;
-  const int64_t blocks = pool_blocks(args);
-  constexpr int lanes = kLanes<T>;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t line = item / blocks, n = line / out_size[2], p = line % out_size[2];
-    const int64_t c_begin = item % blocks * kPoolChannels, c_end = std::min(channels, c_begin + kPoolChannels);
-    const T* image = static_cast<const T*>(args->input.data) + n * args->input.size[2] * row_stride;
-    T* out = static_cast<T*>(args->output.data) + line * out_size[3] * out_stride;
-    const Span rows = Pool::rows(args, p);
-    for (int64_t q = 0; q < out_size[3]; ++q, out += out_stride) {
-      const Span columns = Pool::columns(args, q);
-      const auto reduce = Pool::template reduce<T>(args, p, q);
-      int64_t c = c_begin;
-      for (; c + 4 * lanes <= c_end; c += 4 * lanes)
-        reduce_window<4, Vec<T>>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
-      for (; c + lanes <= c_end; c += lanes)
-        reduce_window<1, Vec<T>>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
-      for (; c < c_end; ++c) reduce_window<1, T>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
+// One row of output pixels and some of its channels, in vectors from vector_begin to vector_end.
+struct PoolRow {
+  const ai3_args* args;
+  int64_t image, p, channels, vector_begin, vector_end;
+  int64_t out_stride() const { return args->output.stride[3]; }
+  int64_t out(int64_t q) const {
+    return ((image * args->output.size[2] + p) * args->output.size[3] + q) * out_stride();
+  }
+};
+
+// Windows of K x K whose rows all lie inside the image: columns are reduced first, for all the windows they are in.
+template <int K, int S, typename Pool, typename V, typename T>
+static void pool_square(const PoolRow& row, const T* image, int64_t top) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  using Reduce = decltype(Pool::template reduce<T>(row.args, 0, 0));
+  const int64_t width = row.args->input.size[3], row_stride = width * row.channels, out_stride = row.out_stride();
+  for_blocks<true>(row.args, [&](auto clip, int64_t q, int64_t) {
+    const int64_t left = q * S - row.args->pad_left;
+    Reduce reduce[kWindowPixels];
+    for (int i = 0; i < kWindowPixels; ++i) reduce[i] = Pool::template reduce<T>(row.args, row.p, q + i);
+    T* out = static_cast<T*>(row.args->output.data) + row.out(q);
+    for (int64_t v = row.vector_begin; v < row.vector_end; ++v) {
+      const int64_t c = std::min(v * lanes, row.channels - lanes);
+      const WindowRow<T> in{image + (top * width + left) * row.channels + c, row.channels, -left, width - left};
+      V total[kWindowPixels];
+#pragma GCC unroll 8
+      for (int i = 0; i < kWindowPixels; ++i) total[i] = broadcast<V>(Reduce::identity);
+      const auto column = [&](const T* at) __attribute__((always_inline)) {
+        V x = load<V>(at);
+#pragma GCC unroll 8
+        for (int r = 1; r < K; ++r) x = Reduce::combine(x, load<V>(at + r * row_stride));
+        return x;
+      };
+      slide<K, S, decltype(clip)::value>(in, column, [&](int i, V x, int tap) __attribute__((always_inline)) {
+        total[i] = tap == 0 ? x : Reduce::combine(total[i], x);
+      });
+#pragma GCC unroll 8
+      for (int i = 0; i < kWindowPixels; ++i) store(out + i * out_stride + c, reduce[i].finish(total[i]));
+    }
+  });
+}
+
+template <typename Pool, typename V, typename T>
+static void pool_any(const PoolRow& row, const T* image) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  const int64_t column_stride = row.channels, row_stride = row.args->input.size[3] * row.channels;
+  const Span rows = Pool::rows(row.args, row.p);
+  for (int64_t q = 0; q < row.args->output.size[3]; ++q) {
+    const Span columns = Pool::columns(row.args, q);
+    const auto reduce = Pool::template reduce<T>(row.args, row.p, q);
+    T* out = static_cast<T*>(row.args->output.data) + row.out(q);
+    int64_t v = row.vector_begin;
+    for (; v + 4 <= row.vector_end && (v + 4) * lanes <= row.channels; v += 4)
+      reduce_window<4, V>(image + v * lanes, row_stride, column_stride, rows, columns, reduce, out + v * lanes);
+    for (; v < row.vector_end; ++v) {
+      const int64_t c = std::min(v * lanes, row.channels - lanes);
+      reduce_window<1, V>(image + c, row_stride, column_stride, rows, columns, reduce, out + c);
     }
   }
+}
+
+// Pool::rows(args, p), Pool::columns(args, q) and Pool::reduce<T>(args, p, q) describe one output pixel. Strides follow
+// from the sizes, since those of dimensions of size 1 may be anything. K and S: the windows' size and stride, or 0.
+template <int K, int S, typename Pool, typename V, typename T>
+void pool_range(void* arg, int64_t begin, int64_t end) {
+  const auto* args = static_cast<const ai3_args*>(arg);
+  const int64_t channels = args->input.size[1], height = args->input.size[2], lanes = sizeof(V) / sizeof(T);
+  const int64_t vectors = (channels + lanes - 1) / lanes, parts = pool_parts(args, vectors);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t line = item / parts, part = item % parts, n = line / args->output.size[2];
+    const PoolRow row{
+        args, n, line % args->output.size[2], channels, vectors * part / parts, vectors * (part + 1) / parts};
+    const T* image = static_cast<const T*>(args->input.data) + n * height * args->input.size[3] * channels;
+    if constexpr (K) {
+      const int64_t top = row.p * S - args->pad_top;
+      if (top >= 0 && top + K <= height) {
+        pool_square<K, S, Pool, V, T>(row, image, top);
+        continue;
+      }
+    }
+    pool_any<Pool, V, T>(row, image);
+  }
+}
+
+template <typename Pool, typename T>
+void pool_run_as(const ai3_args* args) {
+  constexpr int64_t kSplitBytes = 256 * 1024;  // below, the threads' start costs more than it saves
+  const int64_t *in = args->input.size, *out = args->output.size;
+  const auto go = [&](auto lane, ai3_range_fn body) {
+    const int64_t lanes = sizeof(lane) / sizeof(T),
+                  items = out[0] * out[2] * pool_parts(args, (in[1] + lanes - 1) / lanes);
+    if ((in[2] * in[3] + out[2] * out[3]) * in[0] * in[1] * int64_t(sizeof(T)) < kSplitBytes)
+      return body(const_cast<ai3_args*>(args), 0, items);
+    args->runtime->parallel_for(items, body, const_cast<ai3_args*>(args));
+  };
+  if (Pool::kWindows && in[1] >= kLanes<T> && slides(args) && args->dilation_h == 1 &&
+      args->kernel_h == args->kernel_w && args->stride_h == args->stride_w) {
+    const int64_t kind = args->kernel_w * 10 + args->stride_w;
+    if (kind == 22) return go(Vec<T>(), pool_range<2, 2, Pool, Vec<T>, T>);
+    if (kind == 31) return go(Vec<T>(), pool_range<3, 1, Pool, Vec<T>, T>);
+    if (kind == 32) return go(Vec<T>(), pool_range<3, 2, Pool, Vec<T>, T>);
+  }
+  with_channels<T>(in[1], [&](auto lane) { go(lane, pool_range<0, 0, Pool, decltype(lane), T>); });
 }
 
 template <typename Pool>
@@ -101,9 +179,8 @@ void pool_run(const ai3_args* args) {
   assert(args->input.ndim == 4 && args->output.ndim == 4 && args->input.data && args->output.data && args->runtime);
   assert(args->input.size[0] == args->output.size[0] && args->input.size[1] == args->output.size[1]);
   assert(args->output.stride[3] >= args->output.size[1] && !pool_supports(args));
-  const auto body = args->dtype == AI3_FLOAT64 ? pool_range<double, Pool> : pool_range<float, Pool>;
-  const int64_t lines = args->output.size[0] * args->output.size[2];
-  args->runtime->parallel_for(lines * pool_blocks(args), body, const_cast<ai3_args*>(args));
+  if (args->dtype == AI3_FLOAT64) return pool_run_as<Pool, double>(args);
+  pool_run_as<Pool, float>(args);
 }
 
 }  // namespace ai3
