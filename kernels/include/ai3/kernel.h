@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 3
+#define AI3_ABI_VERSION 4
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -101,6 +101,9 @@ typedef struct ai3_kernel {
   const char* (*supports)(const ai3_args* args);
   // Optional: estimated nanoseconds on a core with 100 GFLOP/s of fused multiply-adds and 20 GB/s; only ratios matter.
   double (*cost)(const ai3_args* args);
+  // Optional: why it runs only where a user names it ("has 4 times the rounding error"); `default`, `guess` and `auto`
+  // pass over it. Null where they may choose it.
+  const char* only_by_name;
   // Optional: scratch for one call.
   size_t (*workspace_bytes)(const ai3_args* args);
   // Optional: weights transformed once a weight. pack() reads args->weight (contiguous) and writes packed_bytes() at

@@ -28,19 +28,6 @@ struct WinogradShape {
   bool share;           // threads share V and split the panels
 };
 
-// The faster of F(4x4) and F(2x2) for one image, as the packed weights should not depend on the batch. F(4x4) computes
-// less but has 36 / 16 the weights, which it must read even for few tiles.
-inline int64_t winograd_tile_size(const ai3_args* a) {
-  int64_t best = 4;
-  double best_time = 0;
-  for (const int64_t m : {4, 2}) {
-    const double tiles = double(ceil_div(a->output.size[2], m)) * double(ceil_div(a->output.size[3], m));
-    const double time = double((m + 2) * (m + 2)) * std::max(2 * tiles / 100, 4.0 / 20);
-    if (m == 4 || time < best_time) best = m, best_time = time;
-  }
-  return best;
-}
-
 // The image and the first output pixel of a tile.
 struct WinogradPlace {
   int64_t image, row, column;

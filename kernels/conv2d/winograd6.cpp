@@ -1,0 +1,24 @@
+// Winograd's minimal filtering F(6x6, 3x3): fewer products than F(4x4, 3x3), for more of its rounding error.
+// Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
+#include "ai3/winograd_conv.h"
+
+namespace {
+
+size_t workspace_bytes(const ai3_args* a) { return ai3::winograd_workspace_bytes(a, 6); }
+size_t packed_bytes(const ai3_args* a) { return ai3::winograd_packed_bytes(a, 6); }
+
+const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
+                           .operation = "conv2d",
+                           .algorithm = "winograd6",
+                           .version = 1,
+                           .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT,
+                           .supports = ai3::winograd_supports,
+                           .only_by_name = "F(6x6) has 4 times the rounding error of winograd's F(4x4)",
+                           .workspace_bytes = workspace_bytes,
+                           .packed_bytes = packed_bytes,
+                           .pack = ai3::winograd_pack<6>,
+                           .run = ai3::winograd_run<6>};
+
+}  // namespace
+
+extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
