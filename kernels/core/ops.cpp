@@ -54,9 +54,7 @@ int64_t channels_of(const Tensor& t) { return t.size(t.dim() - 3); }
 int64_t height_of(const Tensor& t) { return t.size(t.dim() - 2); }
 int64_t width_of(const Tensor& t) { return t.size(t.dim() - 1); }
 
-OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
-}
+OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(as_contiguous(*t)) : std::nullopt; }
 
 int64_t conv_extent(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   const int64_t span = in + pad - dilation * (kernel - 1) - 1;
@@ -183,7 +181,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
 
   const LoadedKernel& kernel = find_kernel(algorithm);
-  const Tensor in = torch::stable::contiguous(input);
+  const Tensor in = as_contiguous(input);
   const OptionalTensor dense_bias = contiguous(bias);
   const OptionalTensor dense_residual = contiguous(residual);
   ai3_args args{};
@@ -352,7 +350,28 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
   return result;
 }
 
+constexpr Operation kOperations[] = {
+    {"conv2d", TORCH_BOX(&conv2d), 1},
+    {"linear", TORCH_BOX(&linear), 1},
+    {"max_pool2d", TORCH_BOX(&max_pool2d), 1},
+    {"avg_pool2d", TORCH_BOX(&avg_pool2d), 1},
+    {"conv2d_into", TORCH_BOX(&conv2d_into), 0},
+    {"max_pool2d_into", TORCH_BOX(&max_pool2d_into), 0},
+    {"avg_pool2d_into", TORCH_BOX(&avg_pool2d_into), 0},
+    {"adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d), 1},
+    {"relu", TORCH_BOX(&relu), 1},
+    {"flatten", TORCH_BOX(&flatten), 1},
+};
+
 }  // namespace
+
+const Operation* find_operation(std::string_view name) {
+  for (const Operation& operation : kOperations) {
+    if (operation.name == name) return &operation;
+  }
+  return nullptr;
+}
+
 }  // namespace ai3
 
 STABLE_TORCH_LIBRARY(ai3, m) {
@@ -394,14 +413,5 @@ STABLE_TORCH_LIBRARY(ai3, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) {
-  m.impl("conv2d", TORCH_BOX(&ai3::conv2d));
-  m.impl("linear", TORCH_BOX(&ai3::linear));
-  m.impl("max_pool2d", TORCH_BOX(&ai3::max_pool2d));
-  m.impl("avg_pool2d", TORCH_BOX(&ai3::avg_pool2d));
-  m.impl("conv2d_into", TORCH_BOX(&ai3::conv2d_into));
-  m.impl("max_pool2d_into", TORCH_BOX(&ai3::max_pool2d_into));
-  m.impl("avg_pool2d_into", TORCH_BOX(&ai3::avg_pool2d_into));
-  m.impl("adaptive_avg_pool2d", TORCH_BOX(&ai3::adaptive_avg_pool2d));
-  m.impl("relu", TORCH_BOX(&ai3::relu));
-  m.impl("flatten", TORCH_BOX(&ai3::flatten));
+  for (const ai3::Operation& operation : ai3::kOperations) m.impl(operation.name.data(), operation.run);
 }
