@@ -91,10 +91,9 @@ def run_kernel(
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
     `layout` is the one of the table's to use, where it has both; the preferred one if not given. `beside` are channels
-    before and behind the output's own, where it is a slice of a larger image; `threads` what the algorithm is told that
-    there are, whatever ranges it then gets. Raises KernelMemoryError where memory is
-    written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
-    fails with.
+    before and behind the output's own, where it is a slice of a larger image; `threads` is how many the algorithm is
+    told that there are. Raises KernelMemoryError where memory is written that is not the algorithm's to write, or left
+    unwritten, RuntimeError with the message that the algorithm fails with.
     """
     flags = table.flags if layout is None else layout
     channels_last = bool(flags & abi.NHWC) and input.dim() == 4

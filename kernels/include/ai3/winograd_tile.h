@@ -42,21 +42,24 @@ void transform_input(const ai3_args* a, const WinogradShape& s, int64_t group, i
   constexpr int size = M + 2;
   using V = Vec<T>;
   alignas(64) static constexpr T zeros[kTileChannels] = {};
-  alignas(64) T half[size][size][kTileChannels], padded[size][kTileChannels] = {};
-  const int64_t pixel = a->input.size[1], height = a->input.size[2], width = a->input.size[3];
+  // One column more than a tile's, or rows of 8 by 64 floats would fall on the same cache sets.
+  alignas(64) T half[size][size + 1][kTileChannels], padded[size][kTileChannels] = {};
+  const int64_t plane = s.plane, pixel = a->input.size[1], height = a->input.size[2], width = a->input.size[3];
   const WinogradPlace place = place_of(s, tile);
   const int64_t row = place.row - a->pad_top, column = place.column - a->pad_left;
   const T* image = static_cast<const T*>(a->input.data) + place.image * height * width * pixel + group * s.channels;
+  const int64_t top = std::max<int64_t>(0, -row), bottom = std::min<int64_t>(size, height - row);
   for (int64_t first = 0; first < s.channels; first += kTileChannels) {
     const int64_t count = std::min(kTileChannels, s.channels - first);
     for (int64_t j = 0; j < size; ++j) {
       const T* from[size];
-      for (int64_t i = 0; i < size; ++i) {
-        const bool inside = row + i >= 0 && row + i < height && column + j >= 0 && column + j < width;
-        from[i] = inside ? image + ((row + i) * width + column + j) * pixel + first : zeros;
-        // Whole vectors must not read beyond the last channel.
-        if (count % kLanes<T>) from[i] = std::copy(from[i], from[i] + count, padded[i]) - count;
-      }
+      const bool inside = column + j >= 0 && column + j < width;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < size; ++i)
+        from[i] = inside && i >= top && i < bottom ? image + ((row + i) * width + column + j) * pixel + first : zeros;
+      // Whole vectors must not read beyond the last channel.
+      if (count % kLanes<T>)
+        for (int64_t i = 0; i < size; ++i) from[i] = std::copy(from[i], from[i] + count, padded[i]) - count;
       for (int64_t c = 0; c < count; c += kLanes<T>) {
         V d[size], out[size];
 #pragma GCC unroll 8
@@ -67,14 +70,14 @@ void transform_input(const ai3_args* a, const WinogradShape& s, int64_t group, i
       }
     }
     for (int64_t i = 0; i < size; ++i) {
-      T* to = v + i * size * s.plane + first;
+      T* to = v + i * size * plane + first;
       for (int64_t c = 0; c < count; c += kLanes<T>) {
         V d[size], out[size];
 #pragma GCC unroll 8
         for (int j = 0; j < size; ++j) d[j] = load<V>(&half[i][j][c]);
         Winograd<M>::template input<T>(d, out);
 #pragma GCC unroll 8
-        for (int j = 0; j < size; ++j) store(to + j * s.plane + c, out[j]);
+        for (int j = 0; j < size; ++j) store(to + j * plane + c, out[j]);
       }
     }
   }
