@@ -1,14 +1,30 @@
-// Winograd's minimal filtering F(4x4, 3x3), and F(2x2, 3x3) where its smaller weights or tiles pay.
+// Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) where its smaller weights or tiles pay, and in one dimension
+// F(4, 3) and F(2, 7).
 // Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
 #include "ai3/winograd_conv.h"
+#include "ai3/winograd_line.h"
 
 namespace {
 
 using ai3::ceil_div;
+using ai3::WinogradLine;
+using ai3::WinogradSquare;
 
-// The faster of F(4x4) and F(2x2) for one image, as the packed weights should not depend on the batch. F(4x4) computes
-// less but has 36 / 16 the weights, which it must read even for few tiles.
+// F(4, 7) would take less time, but has twice the error of F(4x4, 3x3).
+using Line3 = WinogradLine<4, 3>;
+using Line7 = WinogradLine<2, 7>;
+
+const char* supports(const ai3_args* a) {
+  if (!WinogradSquare<4>::fits(a) && !Line3::fits(a) && !Line7::fits(a))
+    return "needs a 3x3, 1x3, 3x1, 1x7 or 7x1 kernel";
+  return ai3::winograd_supports(a);
+}
+
+// Outputs along a side. For 3x3 the faster of F(4x4) and F(2x2) for one image, as the packed weights should not depend
+// on the batch. F(4x4) computes less but has 36 / 16 the weights, which it must read even for few tiles.
 int64_t tile_size(const ai3_args* a) {
+  if (Line3::fits(a)) return Line3::kOutputs;
+  if (Line7::fits(a)) return Line7::kOutputs;
   int64_t best = 4;
   double best_time = 0;
   for (const int64_t m : {4, 2}) {
@@ -33,15 +49,28 @@ double cost(const ai3_args* a) {
 size_t workspace_bytes(const ai3_args* a) { return ai3::winograd_workspace_bytes(a, tile_size(a)); }
 size_t packed_bytes(const ai3_args* a) { return ai3::winograd_packed_bytes(a, tile_size(a)); }
 
-void pack(const ai3_args* a, void* dst) { (tile_size(a) == 4 ? ai3::winograd_pack<4> : ai3::winograd_pack<2>)(a, dst); }
-void run(const ai3_args* a) { (tile_size(a) == 4 ? ai3::winograd_run<4> : ai3::winograd_run<2>)(a); }
+template <typename Use>
+void with_tile(const ai3_args* a, Use use) {
+  if (Line3::fits(a)) return use(Line3{});
+  if (Line7::fits(a)) return use(Line7{});
+  if (tile_size(a) == 4) return use(WinogradSquare<4>{});
+  use(WinogradSquare<2>{});
+}
+
+void pack(const ai3_args* a, void* dst) {
+  with_tile(a, [=](auto tile) { ai3::winograd_pack<decltype(tile)>(a, dst); });
+}
+
+void run(const ai3_args* a) {
+  with_tile(a, [=](auto tile) { ai3::winograd_run<decltype(tile)>(a); });
+}
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "conv2d",
                            .algorithm = "winograd",
                            .version = 1,
                            .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT,
-                           .supports = ai3::winograd_supports,
+                           .supports = supports,
                            .cost = cost,
                            .workspace_bytes = workspace_bytes,
                            .packed_bytes = packed_bytes,

@@ -1,11 +1,11 @@
-// Winograd's convolution of channels_last images with tiles of MxM outputs: its stages, and how threads share them.
+// Winograd's convolution of channels_last images by tiles of outputs: its stages, and how threads share them.
 // Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308; a block of
 // tiles goes through all stages while in cache, after Gelashvili et al., "L3 Fusion", arXiv 1912.02165.
 //
 // Stages for a block of tiles: the input transform writes V [frequency][tile][channel]; for each panel of output
-// channels (M+2)^2 matrix products give [frequency][tile][channel of the panel], which the output transform turns into
-// pixels. Threads own blocks of tiles, or, where blocks are few or the weights large, share one block's V and split the
-// panels. Weights are packed [group][panel][frequency][channel][channel of the panel].
+// channels a matrix product a frequency gives [frequency][tile][channel of the panel], which the output transform turns
+// into pixels. Threads own blocks of tiles, or, where blocks are few or the weights large, share one block's V and
+// split the panels. Weights are packed [group][panel][frequency][channel][channel of the panel].
 #ifndef AI3_WINOGRAD_CONV_H
 #define AI3_WINOGRAD_CONV_H
 
@@ -23,25 +23,26 @@ constexpr int64_t kMinBlock = 30, kMaxBlock = 96;
 constexpr double kStreamedBytes = 12e6;  // of weights that are better read once by all threads together
 
 inline const char* winograd_supports(const ai3_args* a) {
-  if (a->kernel_h != 3 || a->kernel_w != 3) return "needs a 3x3 kernel";
   if (a->stride_h != 1 || a->stride_w != 1) return "needs stride 1";
   if (a->dilation_h != 1 || a->dilation_w != 1) return "needs dilation 1";
   return conv_supports(a);
 }
 
+// `m` outputs a side of a tile, along each side of the kernel that has several taps.
 inline WinogradShape winograd_shape(const ai3_args* a, int64_t m) {
   const int64_t bytes = a->dtype == AI3_FLOAT64 ? 8 : 4, lanes = kVectorBytes / bytes;
   const int64_t panel = kPanelVectors * lanes;
   const int64_t threads = a->runtime ? std::max(1, a->runtime->num_threads) : 1;
   WinogradShape s{};
-  s.m = m;
-  s.frequencies = (s.m + 2) * (s.m + 2);
+  s.tile_height = a->kernel_h > 1 ? m : 1;
+  s.tile_width = a->kernel_w > 1 ? m : 1;
+  s.frequencies = (s.tile_height + a->kernel_h - 1) * (s.tile_width + a->kernel_w - 1);
   s.channels = a->weight.size[1];
   s.filters = a->weight.size[0] / std::max<int64_t>(1, a->groups);
   s.panels = ceil_div(s.filters, panel);
   s.width = ceil_div(s.filters, panel / 2) * (panel / 2);
-  s.tile_rows = ceil_div(a->output.size[2], s.m);
-  s.tile_columns = ceil_div(a->output.size[3], s.m);
+  s.tile_rows = ceil_div(a->output.size[2], s.tile_height);
+  s.tile_columns = ceil_div(a->output.size[3], s.tile_width);
   s.tiles = a->output.size[0] * s.tile_rows * s.tile_columns;
   // Rows are padded and planes are an odd number of cache lines apart, as powers of two would share cache sets.
   s.row = ceil_div(s.channels, lanes) * lanes + lanes;
@@ -74,15 +75,15 @@ inline size_t winograd_packed_bytes(const ai3_args* a, int64_t m) {
   return size_t(a->groups * s.frequencies * s.channels * s.width * (a->dtype == AI3_FLOAT64 ? 8 : 4));
 }
 
-template <int M>
+template <typename Tile>
 void winograd_pack(const ai3_args* a, void* dst) {
-  assert(a->weight.data && dst && !winograd_supports(a));
-  const WinogradShape s = winograd_shape(a, M);
-  if (a->dtype == AI3_FLOAT64) return transform_weights<M>(a, s, static_cast<double*>(dst));
-  transform_weights<M>(a, s, static_cast<float*>(dst));
+  assert(a->weight.data && dst && Tile::fits(a) && !winograd_supports(a));
+  const WinogradShape s = winograd_shape(a, Tile::kOutputs);
+  if (a->dtype == AI3_FLOAT64) return Tile::weights(a, s, static_cast<double*>(dst));
+  Tile::weights(a, s, static_cast<float*>(dst));
 }
 
-template <int M, typename T>
+template <typename Tile, typename T>
 struct WinogradConv {
   // What one parallel_for works on.
   struct Work {
@@ -92,7 +93,7 @@ struct WinogradConv {
   };
 
   static void run(const ai3_args* a) {
-    Work w{a, winograd_shape(a, M), 0};
+    Work w{a, winograd_shape(a, Tile::kOutputs), 0};
     if (!w.shape.share) return a->runtime->parallel_for(w.shape.slots, run_blocks, &w);
     for (; w.block < w.shape.blocks; ++w.block) {
       a->runtime->parallel_for(std::min(w.shape.block, w.shape.tiles - w.block * w.shape.block), share_input, &w);
@@ -132,8 +133,7 @@ struct WinogradConv {
     for (int64_t panel = begin; panel < end; ++panel, results += s.result_elements) {
       const int64_t filter = panel * columns, filters = std::min(columns, s.filters - filter);
       for (int64_t t = 0; t < tiles; ++t)
-        transform_output<M>(w.args, s, group * s.filters + filter, filters, width(panel), first + t,
-                            results + t * columns);
+        Tile::output(w.args, s, group * s.filters + filter, filters, width(panel), first + t, results + t * columns);
     }
   }
 
@@ -145,7 +145,7 @@ struct WinogradConv {
       for (int64_t block = slot * s.blocks / s.slots; block < (slot + 1) * s.blocks / s.slots; ++block) {
         const int64_t first = block * s.block, tiles = std::min(s.block, s.tiles - first);
         for (int64_t group = 0; group < w.args->groups; ++group) {
-          for (int64_t t = 0; t < tiles; ++t) transform_input<M>(w.args, s, group, first + t, v + t * s.row);
+          for (int64_t t = 0; t < tiles; ++t) Tile::input(w.args, s, group, first + t, v + t * s.row);
           for (int64_t panel = 0; panel < s.panels; ++panel)
             run_panels(w, group, panel, panel + 1, first, tiles, v, results);
         }
@@ -156,7 +156,7 @@ struct WinogradConv {
   static void share_input(void* arg, int64_t begin, int64_t end) {
     const Work& w = *static_cast<const Work*>(arg);
     for (int64_t t = begin; t < end; ++t)
-      transform_input<M>(w.args, w.shape, 0, w.block * w.shape.block + t, shared_v(w) + t * w.shape.row);
+      Tile::input(w.args, w.shape, 0, w.block * w.shape.block + t, shared_v(w) + t * w.shape.row);
   }
 
   static void share_panels(void* arg, int64_t begin, int64_t end) {
@@ -169,13 +169,14 @@ struct WinogradConv {
   }
 };
 
-template <int M>
+template <typename Tile>
 void winograd_run(const ai3_args* a) {
-  assert(a->input.data && a->output.data && a->packed && a->workspace && a->runtime && !winograd_supports(a));
+  assert(a->input.data && a->output.data && a->packed && a->workspace && a->runtime);
+  assert(Tile::fits(a) && !winograd_supports(a));
   assert(a->weight.size[1] > 0 && a->groups > 0 && a->input.size[1] == a->weight.size[1] * a->groups);
   assert(!a->has_bias == !a->bias && !a->has_residual == !a->residual.data);
-  if (a->dtype == AI3_FLOAT64) return WinogradConv<M, double>::run(a);
-  WinogradConv<M, float>::run(a);
+  if (a->dtype == AI3_FLOAT64) return WinogradConv<Tile, double>::run(a);
+  WinogradConv<Tile, float>::run(a);
 }
 
 }  // namespace ai3
