@@ -87,8 +87,9 @@ def _joins(node: Node, before: set[Node]) -> bool:
         return False
     if node.target is aten.view.default:
         # No two of the results may share memory, and one size at most is left to be found.
-        unknown = sum(not isinstance(size, int) for size in node.args[1])  # type: ignore[arg-type, union-attr, misc]
-        return len(inputs[0].users) == 1 and unknown + (-1 in node.args[1]) <= 1  # type: ignore[operator]
+        sizes: Any = node.args[1]
+        unknown = sum(not isinstance(size, int) or size == -1 for size in sizes)
+        return len(inputs[0].users) == 1 and unknown <= 1
     return len(inputs) == 2 and len({value.meta["val"].dtype for value in inputs}) == 1
 
 
@@ -127,9 +128,10 @@ def _needed_by(image: Node) -> set[Node]:
 def _arguments(node: Node, operation: Any = None, **others: Any) -> Iterator[tuple[Any, Any]]:
     """Every argument of an operation with its type in the schema, defaults too; or of another operation whose
     arguments are those of the node and `others`."""
-    names = (argument.name for argument in node.target._schema.arguments)  # type: ignore[union-attr]
+    own: Any = node.target
+    names = (argument.name for argument in own._schema.arguments)
     given = {**dict(zip(names, node.args)), **node.kwargs, **others}
-    for argument in (operation or node.target)._schema.arguments:
+    for argument in (operation or own)._schema.arguments:
         yield argument.type, given.get(argument.name, argument.default_value)
 
 
