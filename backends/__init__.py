@@ -40,5 +40,8 @@ class Platform(Protocol):
     def writes_slices(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm can write its result into some channels of a larger image, in channels_last."""
 
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
+        """Whether the algorithm can add its result to an image, in channels_last, that lies where it is written."""
+
     def is_default(self, algorithm: Algorithm) -> bool:
         """Whether its author wants it to be what `default` takes first."""

@@ -122,6 +122,9 @@ class CppPlatform:
     def writes_slices(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.STRIDED_OUTPUT)
 
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.RESIDUAL_IN_PLACE)
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.DEFAULT)
 

@@ -39,6 +39,9 @@ class PythonPlatform:
     def writes_slices(self, algorithm: Algorithm) -> bool:
         return False
 
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
+        return False
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return False
 

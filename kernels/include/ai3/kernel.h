@@ -40,6 +40,9 @@ enum {
   // elements apart, and the elements between are not its own. Never with a residual; a convolution that sets this sets
   // AI3_EPILOGUE too.
   AI3_STRIDED_OUTPUT = 16,
+  // May be handed a residual that is the output's own memory, channels_last and dense: it reads each element of it
+  // before it writes that element of the output, once. It sets AI3_NHWC and AI3_EPILOGUE too.
+  AI3_RESIDUAL_IN_PLACE = 32,
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
