@@ -1,4 +1,4 @@
-"""python -m bench models | conv2d | linear | overhead | compile, and markdown FILE.json: see bench/README.md"""
+"""python -m bench NAME, and markdown FILE.json: bench/README.md says what there is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import as_intel, conv2d, cost, first_call, linear, machine, models, overhead, peak, plot
+from . import as_intel, bandwidth, conv2d, cost, first_call, linear, machine, models, overhead, peak, plot
 from .table import Table
 
 BENCHES: dict[str, Any] = {
     "models": models,
     "conv2d": conv2d,
     "linear": linear,
+    "bandwidth": bandwidth,
     "overhead": overhead,
     "compile": first_call,
     "cost": cost,
 }
-WITH_PEAK = ("models", "conv2d", "linear")
+WITH_PEAK = ("models", "conv2d", "linear", "bandwidth")
 WITH_MKL = ("models", "linear")
 AS_INTEL = "with MKL told to treat the CPU as Intel"
 
