@@ -77,12 +77,16 @@ def emit(found: Found, overload: torch._ops.OpOverload, algorithm: int) -> Node:
         set_value(node)
         return node
 
+    def exchanged(node: Node, first: int, second: int) -> Node:
+        # As a permutation: Inductor lowers no transpose.
+        return call(aten.permute.default, node, _swapped(range(node.meta["val"].dim()), first, second))
+
     def taken(operand: Operand | None) -> Node | None:
         if operand is None:
             return None
         node = operand.node
         if operand.swapped:
-            node = call(aten.transpose.int, node, -2, -1)
+            node = exchanged(node, -2, -1)
         return node if _same_shape(_shape(node), operand.shape) else call(aten.reshape.default, node, operand.shape)
 
     with graph.inserting_before(root):
@@ -92,7 +96,7 @@ def emit(found: Found, overload: torch._ops.OpOverload, algorithm: int) -> Node:
         if root.target is aten.clone.default:
             # The copy that brought the heads of a query together: the operation's own memory has them so.
             node = _of_shape(node, _swapped(wanted.shape, -3, -2), call)
-            node = call(aten.transpose.int, node, -3, -2)
+            node = exchanged(node, -3, -2)
         else:
             node = _of_shape(node, wanted.shape, call)
         if wanted.is_contiguous() and not node.meta["val"].is_contiguous():
@@ -151,7 +155,7 @@ def _written_out(root: Node) -> Found | None:
         return None
     weights, value = product.args
     assert isinstance(weights, Node) and isinstance(value, Node)
-    inside = {product, *_between(product, root)}
+    inside = set(_from_product(root, product))
     node = _skip_neutral(weights, inside)
     softmax = _softmax(node)
     if softmax is None:
@@ -159,7 +163,10 @@ def _written_out(root: Node) -> Found | None:
     scores, nodes = softmax
     inside |= nodes
     path = _scores(scores)
-    if path is None or any(user not in inside | path.nodes | {root} for n in inside | path.nodes for user in n.users):
+    if path is None:
+        return None
+    inside |= path.nodes | {root}
+    if any(user not in inside for node in inside - {root} for user in node.users):
         return None
     query, key = path.product.args
     assert isinstance(query, Node) and isinstance(key, Node)
@@ -228,11 +235,13 @@ def _root_of(product: Node) -> Node:
     return copied
 
 
-def _between(product: Node, root: Node) -> Iterator[Node]:
-    while root is not product:
-        if root.target is not product.target:
-            yield root
-        root = root.args[0]  # type: ignore[assignment]
+def _from_product(root: Node, product: Node) -> Iterator[Node]:
+    """The root and the nodes before it, up to the product."""
+    node = root
+    while node is not product:
+        yield node
+        node = node.args[0]  # type: ignore[assignment]
+    yield product
 
 
 def _before_copy(root: Node) -> Node:
