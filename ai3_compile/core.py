@@ -37,6 +37,7 @@ def load() -> ctypes.CDLL:
 def _load() -> ctypes.CDLL:
     from . import ops
     from .backends import builder
+    from .passes import sequence
 
     path = prebuilt() or builder.build_core()
     torch.ops.load_library(path)
@@ -53,6 +54,7 @@ def _load() -> ctypes.CDLL:
         raise CoreLibraryError(path=path, message="it was built from other sources; remove it")
     _implement_callbacks(library)
     ops.register()
+    torch.library.register_fake(sequence.OP_NAME, sequence.fake)
     return library
 
 

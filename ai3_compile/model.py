@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import io
@@ -165,8 +166,7 @@ class Model:
         Raises TensorTypeError for an input or output of another kind, InputError for one that does not fit.
         """
         tensor = to_torch(input)
-        # Autocast is the caller's, and not the Model's: it computes in the dtype of its weights.
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(tensor.device.type):
             unbatched = self._is_image_without_batch(tensor)
             tensor = tensor.unsqueeze(0) if unbatched else tensor
             program = self._program_for(tensor)
@@ -349,6 +349,11 @@ class Model:
                 value = functools.partial(_ask_with_shape if takes else _ask, value, self._network)
             selectors[name] = Selector(name, value, selector.known, selector.exact)
         return Policy(selectors=selectors, rest="eager", strict=self._strict, fuse=True)
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast is the caller's, and not the Model's: it computes in the dtype of its weights."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def _kind(input: torch.Tensor) -> Kind:

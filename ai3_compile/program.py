@@ -178,6 +178,8 @@ class Program:
                 message="Unsupported callable: strict=True, and ai3 has no algorithm for\n  " + "\n  ".join(left)
             )
         self._module = GraphModule(exported.graph_module, graph)
+        assert exported.call_spec.out_spec is not None
+        self._out_spec = exported.call_spec.out_spec  # `call_spec` makes a new class at every look
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Program:
         """The same program over other tensors of the same names and shapes."""
@@ -205,8 +207,7 @@ class Program:
                 given.copy_(value)
             elif spec.target is not None and spec.target in self.weights:
                 self.weights[spec.target].copy_(value)
-        assert self.exported.call_spec.out_spec is not None
-        return pytree.tree_unflatten(outputs, self.exported.call_spec.out_spec)
+        return pytree.tree_unflatten(outputs, self._out_spec)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import as_intel, conv2d, first_call, linear, machine, models, overhead, peak, plot
+from . import as_intel, conv2d, cost, first_call, linear, machine, models, overhead, peak, plot
 from .table import Table
 
 BENCHES: dict[str, Any] = {
@@ -18,6 +18,7 @@ BENCHES: dict[str, Any] = {
     "linear": linear,
     "overhead": overhead,
     "compile": first_call,
+    "cost": cost,
 }
 WITH_PEAK = ("models", "conv2d", "linear")
 WITH_MKL = ("models", "linear")

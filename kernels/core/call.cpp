@@ -1,7 +1,6 @@
 // One call of an algorithm: layout, output, workspace, the profiler's label, and the epilogue it leaves to us.
 #include <ai3/activation.h>
 
-#include <array>
 #include <mutex>
 
 #include "core.h"
@@ -110,16 +109,6 @@ ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable) {
   return view;
 }
 
-Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last) {
-  const bool batched = like.dim() == 4;
-  if (batched && channels_last) {
-    return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                                MemoryFormat::ChannelsLast);
-  }
-  const torch::headeronly::IntHeaderOnlyArrayRef all(sizes);
-  return torch::stable::empty(batched ? all : all.slice(1), like.scalar_type(), std::nullopt, like.device());
-}
-
 template <typename T>
 void add_and_activate(int64_t count, void* out, const void* residual, ai3_activation activation) {
   struct Task {
@@ -165,6 +154,19 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
 }
 
 }  // namespace
+
+Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last) {
+  const bool batched = like.dim() == 4;
+  const std::array<int64_t, 4> strides = image_strides(sizes, batched && channels_last);
+  const int skipped = batched ? 0 : 1;
+  // Not by torch::stable::empty, which goes through the dispatcher by name and takes as long as a small layer.
+  int32_t dtype = 0;
+  AI3_CALL(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle made = nullptr;
+  AI3_CALL(aoti_torch_empty_strided(4 - skipped, sizes.data() + skipped, strides.data() + skipped, dtype,
+                                    aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
 
 ai3_dtype dtype_of(const Tensor& t) {
   using torch::headeronly::ScalarType;

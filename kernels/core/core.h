@@ -8,18 +8,23 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 namespace ai3 {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+// Not asked of PyTorch where it is so already, as every question goes through the dispatcher.
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
@@ -97,6 +102,29 @@ Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_cha
 // stays.
 void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& input, const Tensor& image,
                     int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight);
+
+// An image [N,C,H,W] like `like` of another size, or [C,H,W], which is always contiguous.
+Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last);
+
+// One of the operations registered with PyTorch, as the dispatcher calls it: with arguments and results on a stack.
+struct Operation {
+  std::string_view name;
+  void (*run)(StableIValue* stack, uint64_t arguments, uint64_t returns);
+  uint64_t returns;
+};
+constexpr size_t kMaxArguments = 32;
+
+// Null for a name that is none of the operations.
+const Operation* find_operation(std::string_view name);
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& bias,
+                 const OptionalTensor& mask, double scale, bool is_causal, bool masked_is_zero, int64_t algorithm);
+
+// Throws, naming the tensor, where it has another dtype or device than the input.
+void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other);
+
+// A tensor as algorithms take it, with its own strides.
+ai3_tensor any_view(const Tensor& t);
 
 // Runs an operation whose input and output are ready in args.
 void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args);

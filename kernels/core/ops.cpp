@@ -7,17 +7,28 @@
 #include "core.h"
 
 namespace ai3 {
+void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
+  if (!other) return;
+  AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
+  AI3_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
+}
+
+ai3_tensor any_view(const Tensor& t) {
+  ai3_tensor view{};
+  view.data = const_cast<void*>(t.const_data_ptr());
+  view.ndim = static_cast<int32_t>(t.dim());
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    view.size[d] = t.size(d);
+    view.stride[d] = t.stride(d);
+  }
+  return view;
+}
+
 namespace {
 
 void check_image(const char* op, const Tensor& input) {
   AI3_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ", input.dim(),
             " dimensions");
-}
-
-void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
-  if (!other) return;
-  AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
-  AI3_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
 }
 
 ai3_tensor contiguous_view(void* data, std::initializer_list<int64_t> sizes) {
@@ -34,17 +45,6 @@ ai3_tensor contiguous_view(void* data, std::initializer_list<int64_t> sizes) {
   return view;
 }
 
-ai3_tensor any_view(const Tensor& t) {
-  ai3_tensor view{};
-  view.data = const_cast<void*>(t.const_data_ptr());
-  view.ndim = static_cast<int32_t>(t.dim());
-  for (int32_t d = 0; d < view.ndim; ++d) {
-    view.size[d] = t.size(d);
-    view.stride[d] = t.stride(d);
-  }
-  return view;
-}
-
 ai3_activation activation_of(const char* op, int64_t number) {
   AI3_CHECK(AI3_IDENTITY <= number && number <= AI3_GELU_TANH, op, ": no activation has the number ", number);
   return static_cast<ai3_activation>(number);
@@ -54,9 +54,7 @@ int64_t channels_of(const Tensor& t) { return t.size(t.dim() - 3); }
 int64_t height_of(const Tensor& t) { return t.size(t.dim() - 2); }
 int64_t width_of(const Tensor& t) { return t.size(t.dim() - 1); }
 
-OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
-}
+OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(as_contiguous(*t)) : std::nullopt; }
 
 int64_t conv_extent(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   const int64_t span = in + pad - dilation * (kernel - 1) - 1;
@@ -183,7 +181,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
 
   const LoadedKernel& kernel = find_kernel(algorithm);
-  const Tensor in = torch::stable::contiguous(input);
+  const Tensor in = as_contiguous(input);
   const OptionalTensor dense_bias = contiguous(bias);
   const OptionalTensor dense_residual = contiguous(residual);
   ai3_args args{};
@@ -352,94 +350,29 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
   return result;
 }
 
-// Its memory is [...,L,H,F]: the features of all heads of a query lie together, as the linear behind attention reads
-// them.
-Tensor empty_attended(const Tensor& query, int64_t width) {
-  const int64_t ndim = query.dim();
-  std::vector<int64_t> sizes(query.sizes().begin(), query.sizes().end()), strides(sizes.size());
-  sizes.back() = width;
-  std::vector<int64_t> order;  // from the innermost dimension outwards
-  for (int64_t d = ndim - 1; d >= 0; --d) order.push_back(d);
-  if (ndim > 2) std::swap(order[1], order[2]);
-  int64_t stride = 1;
-  for (int64_t d : order) {
-    strides[d] = stride;
-    stride *= sizes[d] > 0 ? sizes[d] : 1;
-  }
-  int32_t dtype = 0;
-  AI3_CALL(aoti_torch_get_dtype(query.get(), &dtype));
-  AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch_empty_strided(ndim, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
-}
-
-// With elements of the last dimension beside each other.
-Tensor dense_rows(const Tensor& t) {
-  const int64_t last = t.dim() - 1;
-  return t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
-}
-
-// A term of the scores, broadcast to them by strides of 0.
-ai3_tensor score_view(const char* op, const Tensor& term, const Tensor& query, int64_t keys) {
-  const int64_t ndim = query.dim(), missing = ndim - term.dim();
-  AI3_CHECK(missing >= 0 && term.dim() >= 1 && term.size(term.dim() - 1) == keys, op,
-            ": what is added to the scores has not their ", keys, " columns");
-  ai3_tensor view{};
-  view.data = const_cast<void*>(term.const_data_ptr());
-  view.ndim = static_cast<int32_t>(ndim);
-  for (int64_t d = 0; d < ndim; ++d) {
-    const int64_t size = d < missing ? 1 : term.size(d - missing), all = d == ndim - 1 ? keys : query.size(d);
-    AI3_CHECK(size == all || size == 1, op, ": what is added to the scores has ", size, " elements in dimension ", d,
-              ", where they have ", all);
-    view.size[d] = all;
-    view.stride[d] = size == 1 ? 0 : term.stride(d - missing);
-  }
-  view.stride[ndim - 1] = 1;
-  return view;
-}
-
-Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& bias,
-                 const OptionalTensor& mask, double scale, bool is_causal, bool masked_is_zero, int64_t algorithm) {
-  const char* op = "ai3::attention";
-  const int64_t ndim = query.dim();
-  AI3_CHECK(ndim >= 2 && ndim <= AI3_MAX_DIMS && key.dim() == ndim && value.dim() == ndim, op,
-            ": expected query [...,L,E], key [...,S,E] and value [...,S,F] of the same number of dimensions, at most ",
-            AI3_MAX_DIMS, ", got ", ndim, ", ", key.dim(), " and ", value.dim());
-  for (int64_t d = 0; d < ndim - 2; ++d) {
-    AI3_CHECK(query.size(d) == key.size(d) && query.size(d) == value.size(d), op,
-              ": query, key and value differ in dimension ", d);
-  }
-  const int64_t keys = key.size(ndim - 2);
-  AI3_CHECK(query.size(ndim - 1) == key.size(ndim - 1), op, ": queries of ", query.size(ndim - 1),
-            " features do not fit keys of ", key.size(ndim - 1));
-  AI3_CHECK(value.size(ndim - 2) == keys, op, ": ", keys, " keys do not fit ", value.size(ndim - 2), " values");
-  check_like(op, "key", query, key);
-  check_like(op, "value", query, value);
-  check_like(op, "bias", query, bias);
-  check_like(op, "mask", query, mask);
-
-  const LoadedKernel& kernel = find_kernel(algorithm);
-  Tensor result = empty_attended(query, value.size(ndim - 1));
-  const Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
-  const OptionalTensor terms[] = {bias ? OptionalTensor(dense_rows(*bias)) : bias,
-                                  mask ? OptionalTensor(dense_rows(*mask)) : mask};
-  ai3_args args{};
-  args.dtype = dtype_of(query);
-  args.input = any_view(q);
-  args.key = any_view(k);
-  args.value = any_view(v);
-  args.output = any_view(result);
-  if (terms[0]) args.score_bias = score_view(op, *terms[0], query, keys);
-  if (terms[1]) args.score_mask = score_view(op, *terms[1], query, keys);
-  args.scale = scale;
-  args.is_causal = is_causal;
-  args.masked_is_zero = masked_is_zero;
-  check_supported(kernel, args);
-  if (result.numel() > 0) run_ready(kernel, algorithm, args);
-  return result;
-}
+constexpr Operation kOperations[] = {
+    {"conv2d", TORCH_BOX(&conv2d), 1},
+    {"linear", TORCH_BOX(&linear), 1},
+    {"max_pool2d", TORCH_BOX(&max_pool2d), 1},
+    {"avg_pool2d", TORCH_BOX(&avg_pool2d), 1},
+    {"conv2d_into", TORCH_BOX(&conv2d_into), 0},
+    {"max_pool2d_into", TORCH_BOX(&max_pool2d_into), 0},
+    {"avg_pool2d_into", TORCH_BOX(&avg_pool2d_into), 0},
+    {"adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d), 1},
+    {"relu", TORCH_BOX(&relu), 1},
+    {"flatten", TORCH_BOX(&flatten), 1},
+    {"attention", TORCH_BOX(&attention), 1},
+};
 
 }  // namespace
+
+const Operation* find_operation(std::string_view name) {
+  for (const Operation& operation : kOperations) {
+    if (operation.name == name) return &operation;
+  }
+  return nullptr;
+}
+
 }  // namespace ai3
 
 STABLE_TORCH_LIBRARY(ai3, m) {
@@ -484,15 +417,5 @@ STABLE_TORCH_LIBRARY(ai3, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) {
-  m.impl("conv2d", TORCH_BOX(&ai3::conv2d));
-  m.impl("linear", TORCH_BOX(&ai3::linear));
-  m.impl("max_pool2d", TORCH_BOX(&ai3::max_pool2d));
-  m.impl("avg_pool2d", TORCH_BOX(&ai3::avg_pool2d));
-  m.impl("conv2d_into", TORCH_BOX(&ai3::conv2d_into));
-  m.impl("max_pool2d_into", TORCH_BOX(&ai3::max_pool2d_into));
-  m.impl("avg_pool2d_into", TORCH_BOX(&ai3::avg_pool2d_into));
-  m.impl("adaptive_avg_pool2d", TORCH_BOX(&ai3::adaptive_avg_pool2d));
-  m.impl("relu", TORCH_BOX(&ai3::relu));
-  m.impl("flatten", TORCH_BOX(&ai3::flatten));
-  m.impl("attention", TORCH_BOX(&ai3::attention));
+  for (const ai3::Operation& operation : ai3::kOperations) m.impl(operation.name.data(), operation.run);
 }

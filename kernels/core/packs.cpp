@@ -82,7 +82,7 @@ void fold(const Tensor& weight, const OptionalTensor& bias, const BatchNorm& nor
 }
 
 OptionalTensor contiguous_or_none(const OptionalTensor& t) {
-  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
+  return t ? OptionalTensor(as_contiguous(*t)) : std::nullopt;
 }
 
 // Visits the bytes of everything that is folded into the weight, and a mark for what is absent.

@@ -1,0 +1,192 @@
+"""sequence: neighbouring operations of ai3 become one call, as Python and the dispatcher take as long as a small layer.
+
+    y = conv2d(x, v); z = relu(y)  ->  z, = sequence("conv2d 2 t0 t1 ...\\nrelu 3 t2 ...\\nreturn 3", [x, v])
+
+Runs last. kernels/core/sequence.cpp says what the program looks like, and runs it; `fake` here finds the shapes.
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ..ops import OPERATIONS
+from .context import Context, is_ai3, set_value
+
+aten = torch.ops.aten
+OP_NAME = "ai3::sequence"
+_INTO = {operation.into_name for operation in OPERATIONS.values() if operation.into_name}
+_NAMES = {operation.op_name for operation in OPERATIONS.values()} | _INTO
+
+
+def run(graph: Graph, context: Context) -> None:
+    if not (context.is_inference and context.policy.fuse):
+        return
+    images = {node for node in graph.find_nodes(op="call_function", target=aten.empty_strided.default) if _image(node)}
+    while True:
+        runs = list(_runs(graph, images))
+        # A sequence writes into none of its inputs: an image belongs to where all is that writes into it.
+        parted = {image for image in images if not any(_needed_by(image) <= set(nodes) for nodes in runs)}
+        if not parted:
+            break
+        images -= parted
+    for nodes in runs:
+        if sum(is_ai3(node) for node in nodes) > 1:
+            _join(graph, nodes)
+
+
+def _runs(graph: Graph, images: set[Node]) -> Iterator[list[Node]]:
+    """The nodes that a sequence can have, in runs that no other node must come between."""
+    nodes: list[Node] = []
+    for node in list(graph.nodes):
+        if _fits(node, set(nodes), images):
+            nodes.append(node)
+        elif _is_pure(node) and not set(nodes) & set(node.all_input_nodes):
+            if nodes:
+                nodes[0].prepend(node)
+        else:
+            if nodes:
+                yield nodes
+            nodes = []
+    if nodes:
+        yield nodes
+
+
+def _fits(node: Node, before: set[Node], images: set[Node]) -> bool:
+    if node in images:
+        return True
+    if node.target is aten.sym_size.int:
+        return bool(node.users) and set(node.users) <= images
+    if not is_ai3(node, *_NAMES) or node.target._overloadname != "default":  # type: ignore[union-attr]
+        return False
+    if is_ai3(node, *_INTO) and not (node.args[0] in before and node.args[0] in images):
+        return False
+    return all(
+        isinstance(value, (int, float, bool, type(None)))
+        or (isinstance(value, Node) and isinstance(value.meta["val"], torch.Tensor) and value.meta["val"].is_cpu)
+        for _, value in _arguments(node)
+    )
+
+
+def _is_pure(node: Node) -> bool:
+    if node.op == "get_attr" or node.target is operator.getitem:
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+
+
+def _image(node: Node) -> tuple[Node, int, tuple[int, ...]] | None:
+    """What to make an empty channels_last image from: a tensor of the same batch, the batch where it is fixed (else
+    -1), and channels, height and width. None where the node makes something else."""
+    value, order = node.meta["val"], list(node.graph.nodes)
+    writers = [user for user in node.users if is_ai3(user, *_INTO) and user.args[0] is node]
+    if not writers or value.dim() != 4 or not value.is_contiguous(memory_format=torch.channels_last):
+        return None
+    like = min(writers, key=order.index).args[2]
+    assert isinstance(like, Node) and isinstance(node.args[0], Sequence)
+    batch, *given = node.args[0]
+    rest = tuple(size for size in given if isinstance(size, int))
+    if len(rest) < 3:
+        return None
+    if isinstance(batch, int):
+        return like, batch, rest
+    return (like, -1, rest) if isinstance(batch, Node) and batch.args == (like, 0) else None
+
+
+def _needed_by(image: Node) -> set[Node]:
+    """What must be in a sequence together: the image, its size, and whatever writes into it."""
+    writers = {user for user in image.users if is_ai3(user, *_INTO) and user.args[0] is image}
+    views = {user for user in image.users if user.target is aten.slice.Tensor}
+    copies = {user for view in views for user in view.users if user.target is aten.copy_.default}
+    return {image, *writers, *copies, *(size for size in image.all_input_nodes)}
+
+
+def _arguments(node: Node) -> Iterator[tuple[Any, Any]]:
+    """Every argument of an operation with its type in the schema, defaults too."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        yield argument.type, given
+
+
+def _join(graph: Graph, nodes: list[Node]) -> None:
+    """Puts one call in the place of the nodes."""
+    inside = set(nodes)
+    inputs = list(dict.fromkeys(n for node in nodes if is_ai3(node) for n in node.all_input_nodes if n not in inside))
+    numbers = {node: index for index, node in enumerate(inputs)}
+    lines = []
+    for node in nodes:
+        if node.target is aten.sym_size.int:
+            continue
+        if node.target is aten.empty_strided.default:
+            image = _image(node)
+            assert image is not None
+            like, batch, rest = image
+            words = [f"t{numbers[like]}", *(f"i{size}" for size in (batch, *rest))]
+            name = "image"
+        else:
+            name = node.target._schema.name.removeprefix("ai3::")  # type: ignore[union-attr]
+            words = [_word(kind, value, numbers) for kind, value in _arguments(node)]
+        result = "-"
+        if not is_ai3(node, *_INTO):
+            result = str(numbers.setdefault(node, len(numbers)))
+        lines.append(" ".join([name, result, *words]))
+    results = [node for node in nodes if node in numbers and not inside.issuperset(node.users)]
+    lines.append(" ".join(["return", *(str(numbers[node]) for node in results)]))
+    with graph.inserting_after(nodes[-1]):
+        call = graph.call_function(torch.ops.ai3.sequence.default, ("\n".join(lines), inputs))
+    set_value(call)
+    last = call
+    for index, node in enumerate(results):
+        with graph.inserting_after(last):
+            last = item = graph.call_function(operator.getitem, (call, index))
+        item.meta = dict(node.meta)
+        set_value(item)
+        node.replace_all_uses_with(item, delete_user_cb=lambda user: user not in inside)
+    for node in reversed(nodes):
+        graph.erase_node(node)
+
+
+def _word(kind: Any, value: Any, numbers: dict[Node, int]) -> str:
+    name = str(kind)
+    if isinstance(value, Node):
+        return f"{'o' if name.startswith('Optional') else 't'}{numbers[value]}"
+    if value is None:
+        return "n"
+    if name == "bool":
+        return f"b{int(value)}"
+    if name == "float":
+        return f"d{struct.unpack('=Q', struct.pack('=d', value))[0]}"  # its bits: nothing is lost
+    assert name == "int", name
+    return f"i{int(value)}"
+
+
+def _read(word: str, values: dict[int, torch.Tensor]) -> Any:
+    """What `_word` wrote."""
+    kind, rest = word[0], word[1:]
+    if kind in "to":
+        return values[int(rest)]
+    if kind == "d":
+        return struct.unpack("=d", struct.pack("=Q", int(rest)))[0]
+    return {"n": lambda: None, "b": lambda: rest == "1", "i": lambda: int(rest)}[kind]()
+
+
+def fake(program: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The results of a sequence without their data."""
+    values = dict(enumerate(tensors))
+    *lines, last = program.split("\n")
+    for line in lines:
+        name, result, *words = line.split(" ")
+        arguments = [_read(word, values) for word in words]
+        made = _empty(*arguments) if name == "image" else getattr(torch.ops.ai3, name).default(*arguments)
+        if result != "-":
+            values[int(result)] = made
+    return [values[int(number)] for number in last.split(" ")[1:]]
+
+
+def _empty(like: torch.Tensor, batch: int, channels: int, height: int, width: int) -> torch.Tensor:
+    sizes = (like.shape[0] if batch < 0 else batch, channels, height, width)
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

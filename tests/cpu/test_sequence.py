@@ -1,0 +1,168 @@
+"""Neighbouring operations as one call: the operation that runs them, the pass that finds them, and whole models."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+import ai3_compile
+from ai3_compile import core
+from ai3_compile.passes import sequence
+from ai3_compile.testing import references
+
+from .test_backend import RESTS, compiled
+from .test_ops import identity
+from .test_passes import capture, count
+
+core.load()
+ops = torch.ops.ai3
+RELU, POOL = identity("relu"), identity("maxpool2d")
+# relu, pooled, and an image of what is pooled before and behind the relu.
+PROGRAM = f"""relu 1 t0 i{RELU}
+max_pool2d 2 t1 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL} b1
+image 3 t0 i-1 i8 i4 i4
+max_pool2d_into - t3 i4 t1 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL}
+max_pool2d_into - t3 i0 t0 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL}
+return 1 3 2"""
+
+
+class Branches(nn.Module):
+    """A squeeze and an expansion as in SqueezeNet, whose concatenation is written in place, between what is torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.left = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 5, 1)
+        self.right, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(11, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.squeeze(x).relu()
+        return self.last(torch.cat([self.left(y).relu(), self.right(y).relu()], 1))
+
+
+def image(batch: int = 2) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(batch, 4, 8, 8)
+
+
+def branches() -> nn.Module:
+    torch.manual_seed(0)
+    return Branches().eval()
+
+
+def test_opcheck():
+    torch.library.opcheck(ops.sequence.default, (PROGRAM, [image().to(memory_format=torch.channels_last)]))
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_a_program_computes_what_its_operations_do(batch):
+    x = image(batch).to(memory_format=torch.channels_last)
+    relu, whole, pooled = ops.sequence(PROGRAM, [x])
+    assert torch.equal(relu, x.relu()) and torch.equal(pooled, nn.functional.max_pool2d(x.relu(), 2))
+    assert torch.equal(whole, torch.cat([nn.functional.max_pool2d(x, 2), pooled], 1))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("sine 1 t0\nreturn 1", "sine is not an operation"),
+        (f"relu 1 x0 i{RELU}\nreturn 1", "x0 is not an argument"),
+        ("relu 1 t0 i1.5\nreturn 1", "1.5 is not a number"),
+        (f"relu 1 t4 i{RELU}\nreturn 1", "there is no value 4"),
+        (f"relu 1 t0 i{RELU}\nreturn 2", "there is no value 2"),
+        (f"relu 1 t2 i{RELU}\nrelu 2 t0 i{RELU}\nreturn 1", "value 2 is read before it is computed"),
+        ("relu 1 t0\nreturn 1", "args"),
+    ],
+)
+def test_a_program_that_makes_no_sense_is_an_error_that_says_where(program, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.sequence(program, [image()])
+
+
+def test_values_are_let_go_of_behind_their_last_use():
+    """Thirty images one after another never lie in memory together."""
+    x = torch.randn(1, 4, 512, 512)
+    lines = [f"relu {i + 1} t{i} i{RELU}" for i in range(30)]
+    program = "\n".join([*lines, "return 30"])
+    gc.collect()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        ops.sequence(program, [x])
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    assert 2 * x.nbytes <= most <= 3 * x.nbytes
+
+
+def test_a_refusal_names_the_algorithm_and_frees_what_was_computed():
+    broken = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 i99 i99 i2 i2 i0 i0 i1 i1 b0 i{POOL} b1\nreturn 2"
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="ai3::max_pool2d: the window is larger"):
+            ops.sequence(broken, [image()])
+
+
+def test_neighbours_and_the_images_they_write_into_become_one_call():
+    seen = capture(branches(), image(), conv2d="direct")
+    assert count(seen["concat"], "conv2d_into") == 2 and count(seen["concat"], "empty_strided") == 1
+    assert count(seen["sequence"], "ai3.sequence") == 1
+    assert count(seen["sequence"], "ai3.conv2d") == 0 and count(seen["sequence"], "empty_strided") == 0
+
+
+def test_what_is_torchs_parts_them():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2))
+    seen = capture(model.eval(), image())
+    assert count(seen["sequence"], "ai3.sequence") == 2 and count(seen["sequence"], "aten.tanh") == 1
+
+
+def test_an_image_that_torch_writes_into_too_stays_outside():
+    class Mixed(Branches):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.squeeze(x).relu()
+            return self.last(torch.cat([self.left(y).relu().tanh(), self.right(y).relu()], 1))
+
+    torch.manual_seed(0)
+    seen = capture(Mixed().eval(), image(), conv2d="direct")
+    assert count(seen["sequence"], "ai3.conv2d_into") == 1 and count(seen["sequence"], "empty_strided") == 1
+
+
+def test_one_operation_alone_and_unfused_graphs_stay_as_they_are():
+    alone = capture(nn.Sequential(nn.Conv2d(4, 4, 1)).eval(), image())
+    assert count(alone["sequence"], "ai3.conv2d") == 1 and count(alone["sequence"], "ai3.sequence") == 0
+    apart = capture(branches(), image(), conv2d="direct", fuse=False)
+    assert count(apart["sequence"], "ai3.conv2d") == 4 and count(apart["sequence"], "ai3.sequence") == 0
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_any_batch(rest):
+    model = branches()
+    torch._dynamo.reset()
+    f = compiled(model, rest=rest)
+    with torch.inference_mode():
+        for batch in (2, 5, 3):
+            x = image(batch)
+            # Two sums of a dozen products: 1e-6 each at most.
+            assert references.relative_error(f(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_weights_that_change_are_seen(rest):
+    model, x = branches(), image()
+    torch._dynamo.reset()
+    f = compiled(model, rest=rest)
+    with torch.no_grad():
+        assert references.relative_error(f(x), model(x)) < 1e-5
+        model.left.weight.mul_(3)
+        assert references.relative_error(f(x), model(x)) < 1e-5
+
+
+def test_every_operation_keeps_its_label_in_a_profile():
+    converted = ai3_compile.convert(branches(), {"conv2d": "direct"}, sample_input_shape=(2, 4, 8, 8))
+    x = image()
+    converted(x)
+    with torch.profiler.profile() as profile:
+        converted(x)
+    found = {event.key: event.count for event in profile.key_averages()}
+    assert found["ai3::conv2d[direct@cpp]"] == 4 and found[sequence.OP_NAME] == 1
