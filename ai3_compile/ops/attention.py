@@ -100,7 +100,7 @@ class Attention(Operation):
                 setattr(args, f"score_{name}", tensor_of(scores))
         args.scale, args.is_causal, args.masked_is_zero = (getattr(spec, name) for name in _SETTINGS)
 
-    def fake(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:  # type: ignore[override]
+    def fake(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:
         *leading, rows, _ = query.shape
         if not leading:
             return query.new_empty((rows, value.shape[-1]))

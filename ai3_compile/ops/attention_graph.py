@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.fx import Node
@@ -116,7 +116,7 @@ def _fused(node: Node) -> Found | None:
             return None
     if source.target not in FUSED or FUSED[source.target] != (source is not node):
         return None
-    names = [argument.name for argument in source.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in source.target._schema.arguments]
     given = {**dict(zip(names, source.args)), **source.kwargs}
     query, key, value = (given[name] for name in names[:3])
     mask = given.get("attn_mask")
@@ -192,15 +192,16 @@ def _written_out(root: Node) -> Found | None:
     if any(not _same(_shape(t)[-1], keys) for t, _ in path.terms):
         return None
     added: list[Operand | None] = [
-        Operand(t, shape) if len(lead) != len(at) - 2 else Operand(t, _shape(t))
-        for (t, at), shape in zip(path.terms, terms)  # type: ignore[arg-type]
+        Operand(t, _shape(t) if shape is None or len(lead) == len(at) - 2 else shape)
+        for (t, at), shape in zip(path.terms, terms)
     ]
     added += [None] * (_MAX_TERMS - len(added))
+    taken = [shape for shape in operands if shape is not None]
     return Found(
         root=root,
-        query=Operand(q, operands[0]),  # type: ignore[arg-type]
-        key=Operand(k, operands[1], swapped),  # type: ignore[arg-type]
-        value=Operand(v, operands[2]),  # type: ignore[arg-type]
+        query=Operand(q, taken[0]),
+        key=Operand(k, taken[1], swapped),
+        value=Operand(v, taken[2]),
         terms=(added[0], added[1]),
         scale=path.scale * q_scale * k_scale,
         is_causal=False,
@@ -270,10 +271,11 @@ def _softmax(node: Node) -> tuple[Node, set[Node]] | None:
     source, largest = shifted.args
     if not _is(largest, aten.amax.default) or largest.args[0] is not source or not _reduces_last(largest):
         return None
+    assert isinstance(source, Node)
     return source, {node, power, total, shifted, largest}
 
 
-def _is(node: Any, target: Any) -> bool:
+def _is(node: Any, target: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and node.target is target
 
 
@@ -283,7 +285,13 @@ def _is_last(dim: Any, source: Node) -> bool:
 
 def _reduces_last(node: Node) -> bool:
     dims, keeps = (*node.args[1:], False)[:2]
-    return isinstance(dims, (list, tuple)) and len(dims) == 1 and _is_last(dims[0], node) and keeps is True
+    return (
+        not node.kwargs
+        and isinstance(dims, (list, tuple))
+        and len(dims) == 1
+        and _is_last(dims[0], node)
+        and keeps is True
+    )
 
 
 @dataclass
@@ -371,9 +379,9 @@ def _swaps(node: Node, first: int, second: int) -> bool:
     order = list(range(rank))
     order[first], order[second] = order[second], order[first]
     if node.target is aten.permute.default:
-        return [dim % rank for dim in node.args[1]] == order  # type: ignore[union-attr, operator]
+        return [dim % rank for dim in node.args[1]] == order  # type: ignore[union-attr]
     if node.target is aten.transpose.int:
-        return {dim % rank for dim in node.args[1:]} == {first % rank, second % rank}  # type: ignore[operator]
+        return {dim % rank for dim in node.args[1:]} == {first % rank, second % rank}
     return False
 
 
@@ -421,7 +429,8 @@ def _refined(shape: tuple[Any, ...], of: Sequence[Any], lead: Sequence[Any]) -> 
         return shape
     if not all(isinstance(size, int) for size in (*leading, *of, *lead)):
         return None
-    rest, sizes = list(lead), []
+    rest: list[Any] = list(lead)
+    sizes: list[Any] = []
     for size, whole in zip(leading, of):
         group = rest[:1]
         while math.prod(group) < whole and len(group) < len(rest):

@@ -116,8 +116,8 @@ def check_algorithm(operation: str, name: str, *, rtol: float | None = None) -> 
     of a sum of products.
 
     Raises AlgorithmCheckError where it is wrong on one case or refuses all of them, UnknownAlgorithmError and
-    UnknownOperationError for the names, UnsupportedCallableError for attention, which has no cases, BuildError where its
-    source does not compile.
+    UnknownOperationError for the names, UnsupportedCallableError for attention, which has no cases, BuildError where
+    its source does not compile.
     """
     algorithm = registry.find(operation, name)
     require_cases(operation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import pytest
 import torch
@@ -89,6 +90,14 @@ def test_masked_rows_and_columns(keys):
         torch.testing.assert_close(found[:, :, 3], torch.full((2, 3, 8), kept), equal_nan=True)
 
 
+def test_rows_that_see_no_key_are_what_pytorchs_function_gives():
+    q, k, v = operands(((2, 3), 6, 7, 8, 8))
+    mask = data(6, 7)
+    mask[2] = -math.inf
+    found, right = attend(q, k, v, None, mask, scale=0.5), F.scaled_dot_product_attention(q, k, v, mask, scale=0.5)
+    torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", range(3), ids=["query", "key", "value"])
 def test_nan_and_infinity_go_where_pytorchs_go(which, value):
@@ -154,8 +163,20 @@ def test_what_does_not_fit_is_refused(change, message):
         attend(**given)
 
 
+@pytest.mark.parametrize("number", range(2), ids=["bias", "mask"])
+def test_a_sequence_takes_one_term_or_the_other(number):
+    q, k, v = operands(((2, 3), 6, 7, 8, 9))
+    term = data(6, 7)
+    terms = [term if i == number else None for i in range(2)]
+    words = ["o3" if i == number else "n" for i in range(2)]
+    scale = struct.unpack("=Q", struct.pack("=d", 0.3))[0]
+    program = f"attention 4 t0 t1 t2 {' '.join(words)} d{scale} b0 b1 i{DIRECT}\nreturn 4"
+    (found,) = torch.ops.ai3.sequence(program, [q, k, v, term])
+    assert torch.equal(found, attend(q, k, v, *terms))
+
+
 class Fused(nn.Module):
-    """As in a vision transformer: heads taken from one linear, with what scaled_dot_product_attention is called with."""
+    """As in a vision transformer: heads taken from one linear; `options` are those of PyTorch's function."""
 
     def __init__(self, **options: object) -> None:
         super().__init__()
