@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
-NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT = 1, 2, 4, 8, 16
+NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE = 1, 2, 4, 8, 16, 32
 
 RangeFunction = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 ParallelFor = CFUNCTYPE(None, c_int64, RangeFunction, c_void_p)
@@ -81,6 +81,7 @@ class Kernel(ctypes.Structure):
         ("flags", c_uint32),
         ("supports", CFUNCTYPE(c_char_p, POINTER(Args))),
         ("cost", CFUNCTYPE(c_double, POINTER(Args))),
+        ("only_by_name", c_char_p),
         ("workspace_bytes", _SIZE),
         ("packed_bytes", _SIZE),
         ("pack", _FILL),

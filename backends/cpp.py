@@ -104,6 +104,10 @@ class CppPlatform:
             cost += elements * spec.dtype.itemsize * 2 / BYTES_PER_NANOSECOND
         return cost
 
+    def only_by_name(self, algorithm: Algorithm) -> str | None:
+        reason = self.table(algorithm).only_by_name
+        return None if reason is None else reason.decode()
+
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         table = self.table(algorithm)
         if not table.workspace_bytes:
@@ -117,6 +121,9 @@ class CppPlatform:
 
     def writes_slices(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.STRIDED_OUTPUT)
+
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.RESIDUAL_IN_PLACE)
 
     def is_default(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.DEFAULT)

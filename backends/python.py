@@ -27,6 +27,9 @@ class PythonPlatform:
     def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
         return None
 
+    def only_by_name(self, algorithm: Algorithm) -> str | None:
+        return None
+
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         return 0
 
@@ -34,6 +37,9 @@ class PythonPlatform:
         return False
 
     def writes_slices(self, algorithm: Algorithm) -> bool:
+        return False
+
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
         return False
 
     def is_default(self, algorithm: Algorithm) -> bool:

@@ -61,10 +61,10 @@ def _ranges_backwards(count: int, body: Callable[[int, int, int], None], argumen
             body(argument, begin, end)
 
 
-def runtime(failures: list[str]) -> abi.Runtime:
+def runtime(failures: list[str], threads: int) -> abi.Runtime:
     """What a kernel runs on; what it reports through `fail` is added to `failures`."""
     report = abi.Fail(lambda _, message: failures.append(message.decode(errors="replace")))
-    return abi.Runtime(num_threads=3, parallel_for=_ranges_backwards, fail=report)
+    return abi.Runtime(num_threads=threads, parallel_for=_ranges_backwards, fail=report)
 
 
 def algorithms(operation: str) -> list[registry.Algorithm]:
@@ -86,13 +86,16 @@ def run_kernel(
     activation: int = 0,
     layout: int | None = None,
     beside: tuple[int, int] = (0, 0),
+    in_place: bool = False,
+    threads: int = 3,
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
     `layout` is the one of the table's to use, where it has both; the preferred one if not given. `beside` are channels
-    before and behind the output's own, where it is a slice of a larger image. Raises KernelMemoryError where memory is
-    written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
-    fails with.
+    before and behind the output's own, where it is a slice of a larger image; with `in_place` the residual lies where
+    the output is written; `threads` is how many the algorithm is told that there are. Raises KernelMemoryError where
+    memory is written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the
+    algorithm fails with.
     """
     flags = table.flags if layout is None else layout
     channels_last = bool(flags & abi.NHWC) and input.dim() == 4
@@ -100,7 +103,7 @@ def run_kernel(
     size = input.element_size()
     buffers: list[Guarded] = []
     failures: list[str] = []
-    runs_on = runtime(failures)
+    runs_on = runtime(failures, threads)
 
     def guarded(name: str, size_in_bytes: int, data: torch.Tensor | None = None) -> Guarded:
         buffer = Guarded(name, size_in_bytes)
@@ -113,7 +116,7 @@ def run_kernel(
     args.input.data = guarded("input", input.numel() * size, input).address
     channels = spec.output_shape[1] if channels_last else 1
     pixels, width = math.prod(spec.output_shape) // channels, channels + sum(beside)
-    output = guarded("output", pixels * width * size)
+    output = guarded("output", pixels * width * size, residual if in_place else None)
     args.output.data = output.address + beside[0] * size
     if any(beside):
         n, _, h, w = spec.output_shape
@@ -126,7 +129,9 @@ def run_kernel(
         args.bias, args.has_bias = guarded("bias", bias.numel() * size, bias).address, 1
     if residual is not None:
         args.residual = cpp.tensor_of(spec.output_shape, channels_last)
-        args.residual.data = guarded("residual", residual.numel() * size, residual).address
+        args.residual.data = args.output.data
+        if not in_place:
+            args.residual.data = guarded("residual", residual.numel() * size, residual).address
         args.has_residual = 1
     if table.packed_bytes and (packed := table.packed_bytes(args)):
         args.packed = guarded("packed", packed).address

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 4
+#define AI3_ABI_VERSION 5
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -40,6 +40,9 @@ enum {
   // elements apart, and the elements between are not its own. Never with a residual; a convolution that sets this sets
   // AI3_EPILOGUE too.
   AI3_STRIDED_OUTPUT = 16,
+  // May be handed a residual that is the output's own memory, channels_last and dense: it reads each element of it
+  // before it writes that element of the output, once. It sets AI3_NHWC and AI3_EPILOGUE too.
+  AI3_RESIDUAL_IN_PLACE = 32,
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
@@ -108,6 +111,9 @@ typedef struct ai3_kernel {
   const char* (*supports)(const ai3_args* args);
   // Optional: estimated nanoseconds on a core with 100 GFLOP/s of fused multiply-adds and 20 GB/s; only ratios matter.
   double (*cost)(const ai3_args* args);
+  // Optional: why it runs only where a user names it ("has 4 times the rounding error"); `default`, `guess` and `auto`
+  // pass over it. Null where they may choose it.
+  const char* only_by_name;
   // Optional: scratch for one call.
   size_t (*workspace_bytes)(const ai3_args* args);
   // Optional: weights transformed once a weight. pack() reads args->weight (contiguous) and writes packed_bytes() at
