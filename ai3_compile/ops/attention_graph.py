@@ -104,6 +104,14 @@ def emit(found: Found, overload: torch._ops.OpOverload, algorithm: int) -> Node:
     return node
 
 
+def is_impure(node: Node) -> bool:
+    """Whether a node must run although nothing reads it.
+
+    Unlike `Node.is_impure`, not PyTorch's attention: it counts as random for its dropout, and would run beside ai3's.
+    """
+    return node.is_impure() and node.target not in FUSED
+
+
 def _of_shape(node: Node, shape: Sequence[Any], call: Any) -> Node:
     return node if _same_shape(_shape(node), shape) else call(aten.reshape.default, node, tuple(shape))
 

@@ -225,13 +225,24 @@ def attentions() -> list[str]:
     return [row.algorithm for row in ai3_compile.last_report() if row.operation == "attention"]
 
 
+def check_alone(profile: torch.profiler.profile) -> None:
+    """ai3's attention ran, and none of PyTorch's beside it."""
+    ran = {event.key for event in profile.key_averages()}
+    assert "ai3::attention[direct@cpp]" in ran
+    assert not any("scaled_dot_product" in key or key in ("aten::bmm", "aten::_softmax") for key in ran), ran
+
+
 @pytest.mark.parametrize("rest", RESTS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torch_compile_finds_it(name, rest):
     model, x = network(name), data(8, 9, 24)
     with torch.no_grad():
-        found = compiled(model, rest=rest, attention="direct")(x)
+        call = compiled(model, rest=rest, attention="direct")
+        call(x)
+        with torch.profiler.profile() as profile:
+            found = call(x)
         assert attentions() == ["direct@cpp"]
+        check_alone(profile)
         assert references.relative_error(found, model.double()(x.double())) < 2e-6
 
 
@@ -239,8 +250,11 @@ def test_torch_compile_finds_it(name, rest):
 def test_convert_finds_it(name):
     model, x = network(name), data(8, 9, 24)
     with torch.no_grad():
-        found = ai3_compile.convert(model, {"attention": "direct"}, (8, 9, 24))(x)
+        converted = ai3_compile.convert(model, {"attention": "direct"}, (8, 9, 24))
+        with torch.profiler.profile() as profile:
+            found = converted(x)
         assert attentions() == ["direct@cpp"]
+        check_alone(profile)
         assert references.relative_error(found, model.double()(x.double())) < 2e-6
 
 
