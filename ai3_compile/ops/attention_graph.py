@@ -63,7 +63,21 @@ def find(node: Node) -> Found | None:
     values = [operand.node.meta["val"] for operand in (found.query, found.key, found.value, *found.terms) if operand]
     if any(value.dtype != values[0].dtype or value.device != values[0].device for value in values):
         return None
-    return found
+    return found if all(_can_reshape(before, after) for before, after in _shapes_around(found)) else None
+
+
+def _shapes_around(found: Found) -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
+    """What `emit` reshapes, and to what."""
+    for operand in (found.query, found.key, found.value, *found.terms):
+        if operand is not None:
+            shape = _shape(operand.node)
+            yield _swapped(shape, -2, -1) if operand.swapped else shape, operand.shape
+    yield (*found.query.shape[:-1], found.value.shape[-1]), _shape(_before_copy(found.root))
+
+
+def _can_reshape(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    # The graph has no nodes for sizes that come of others here.
+    return _same_shape(before, after) or all(isinstance(size, int) for size in after)
 
 
 def emit(found: Found, overload: torch._ops.OpOverload, algorithm: int) -> Node:

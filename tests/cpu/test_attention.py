@@ -258,6 +258,20 @@ def test_convert_finds_it(name):
         assert references.relative_error(found, model.double()(x.double())) < 2e-6
 
 
+@pytest.mark.parametrize("name", ["plain", "windows", "shifted windows"])
+def test_any_batch(name):
+    """Batches not known when the graph is made; windows of shifted images would need sizes computed from them."""
+    model = network(name)
+    torch.compiler.reset()
+    call = torch.compile(model, backend="ai3", dynamic=True, options={"rest": "eager"})
+    exact = network(name).double()
+    with torch.no_grad():
+        for batch in (8, 4, 12):
+            x = data(batch, 9, 24)
+            assert references.relative_error(call(x), exact(x.double())) < 2e-6
+    assert name == "shifted windows" or attentions() == ["direct@cpp"]
+
+
 class Shown(nn.Module):
     """It gives its weights back as well, which an operation that keeps them in cache cannot."""
 
