@@ -21,7 +21,7 @@ from .errors import (
     SelectorLengthError,
     UnsupportedCallableError,
 )
-from .ops import OPERATIONS
+from .ops import MODULES, OPERATIONS
 from .report import GraphReport, Report, history
 from .selection import Selector, parse_selector
 from .selection.selector import POLICIES, parse_names, takes_shape
@@ -136,17 +136,22 @@ def swap_conv2d(
 def _operation(op_type: object) -> tuple[str, type[nn.Module]]:
     if isinstance(op_type, str):
         name = op_type.lower()
-        if name in OPERATIONS:
+        if name in MODULES:
             return name, OPERATIONS[name].modules[0]
+        if name in OPERATIONS:
+            raise UnsupportedCallableError(
+                message=f"Unsupported callable: {name} is no module of torch.nn, so there is nothing to swap; "
+                f"torch.compile(model, backend='ai3') and ai3.convert find it in the whole network."
+            )
     elif isinstance(op_type, type):
         for name, operation in OPERATIONS.items():
             if issubclass(op_type, operation.modules):
                 return name, swap_torch.torch_class(op_type) if issubclass(op_type, swap_torch.Swapped) else op_type
     given = op_type if isinstance(op_type, str) else getattr(op_type, "__name__", repr(op_type))
-    near = difflib.get_close_matches(str(given).lower(), OPERATIONS, 1)
+    near = difflib.get_close_matches(str(given).lower(), MODULES, 1)
     raise UnsupportedCallableError(
         message=f"Unsupported callable: {given}.{f' Did you mean {near[0]!r}?' if near else ''} ai3 swaps "
-        + ", ".join(f"{name} (torch.nn.{op.modules[0].__name__})" for name, op in OPERATIONS.items())
+        + ", ".join(f"{name} (torch.nn.{OPERATIONS[name].modules[0].__name__})" for name in MODULES)
         + "."
     )
 

@@ -94,8 +94,7 @@ def _call(spec: OpSpec, algorithm: Algorithm, in_graph: bool) -> Callable[[], An
     def data(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=spec.device).to(spec.dtype)
 
-    input = data(spec.input_shape)
-    weight, bias = (None if (t := attributes.get(name)) is None else data(t.shape) for name in ("weight", "bias"))
+    input, weight, bias = operation.operands(spec, data)
     platform = registry.platforms()[algorithm.platform]
     channels_last = in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
     if channels_last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
 NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE = 1, 2, 4, 8, 16, 32
@@ -53,6 +53,13 @@ class Args(ctypes.Structure):
         ("ceil_mode", c_int32),
         ("count_include_pad", c_int32),
         ("divisor_override", c_int64),
+        ("key", Tensor),
+        ("value", Tensor),
+        ("score_bias", Tensor),
+        ("score_mask", Tensor),
+        ("scale", c_double),
+        ("is_causal", c_int32),
+        ("masked_is_zero", c_int32),
         ("packed", c_void_p),
         ("plan", c_void_p),
         ("workspace", c_void_p),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import python
 from .adaptiveavgpool2d import AdaptiveAvgPool2d
+from .attention import Attention
 from .avgpool2d import AvgPool2d
 from .base import Operation
 from .conv2d import Conv2d
@@ -14,8 +15,11 @@ from .relu import Relu
 
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
-    for operation in (Conv2d(), Linear(), MaxPool2d(), AvgPool2d(), AdaptiveAvgPool2d(), Relu(), Flatten())
+    for operation in (Conv2d(), Linear(), MaxPool2d(), AvgPool2d(), AdaptiveAvgPool2d(), Relu(), Flatten(), Attention())
 }
+
+# Those that are modules of torch.nn, which can be swapped.
+MODULES = tuple(name for name, operation in OPERATIONS.items() if operation.modules)
 
 
 def register() -> None:
@@ -25,4 +29,4 @@ def register() -> None:
         operation.register()
 
 
-__all__ = ["OPERATIONS", "Operation", "register"]
+__all__ = ["MODULES", "OPERATIONS", "Operation", "register"]

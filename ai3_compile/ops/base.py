@@ -38,7 +38,7 @@ class Operation(ABC):
     """The selector that `default` stands for."""
     default_reason: ClassVar[str]
     modules: ClassVar[tuple[type[torch.nn.Module], ...]]
-    """The modules of torch.nn that do nothing but this operation."""
+    """The modules of torch.nn that do nothing but this operation; none where it is a function alone."""
     only_described: ClassVar[tuple[str, ...]] = ()
     """Attributes of an OpSpec that say what the tensors' shapes say already."""
     autocasts: ClassVar[bool] = False
@@ -96,6 +96,12 @@ class Operation(ABC):
         static_weight: bool,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of ai3's operation for a call on these tensors, or nodes."""
+
+    def operands(self, spec: OpSpec, data: Callable[[tuple[int, ...]], torch.Tensor]) -> tuple[Any, Any, Any]:
+        """Input, weight and bias for `arguments`, as `spec` has them, each made by `data` of its shape."""
+        attributes = dict(spec.attributes)
+        weight, bias = (None if (t := attributes.get(name)) is None else data(t.shape) for name in ("weight", "bias"))
+        return data(spec.input_shape), weight, bias
 
     @abstractmethod
     def call_torch(

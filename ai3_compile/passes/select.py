@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 
 from .. import registry, tuning
 from ..errors import AlgorithmError
-from ..ops import OPERATIONS
+from ..ops import OPERATIONS, attention_graph
 from ..ops.base import spec_of
 from ..selection import Decision, OpSpec
 from ..selection import select as choose
@@ -43,7 +43,7 @@ def run(graph: Graph, context: Context) -> None:
                 context.report.rename(node, new)
                 context.algorithms[decision.chosen.id] = decision.chosen
                 replace(node, new)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(attention_graph.is_impure)
     context.report.sort_by(graph)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UnsupportedCallableError
 from ..ops import OPERATIONS, activations
 from ..ops.base import four_paddings, image
 from ..selection import OpSpec
@@ -141,6 +142,15 @@ def flatten(shape: tuple[int, ...], dtype: torch.dtype) -> Call:
     torch.manual_seed(0)
     attributes = {"start_dim": 0, "end_dim": len(shape) - 1}
     return _made("flatten", "x".join(map(str, shape)), attributes, torch.randn(shape, dtype=dtype))
+
+
+def require_cases(operation: str) -> None:
+    """Raises UnsupportedCallableError where there are no cases of an operation."""
+    if operation == "attention":
+        raise UnsupportedCallableError(
+            message="attention takes tensors beyond an input, a weight and a bias: neither check_algorithm nor compare "
+            "has cases of it"
+        )
 
 
 def plain_calls(operation: str, dtype: torch.dtype, variant: str = PLAIN) -> Iterator[Call]:

@@ -15,7 +15,7 @@ from ..backends import abi
 from ..errors import AlgorithmCheckError, KernelMemoryError
 from ..ops import OPERATIONS, activations
 from . import harness, references
-from .calls import CHANNELS_LAST, IMAGES, Call, all_calls
+from .calls import CHANNELS_LAST, IMAGES, Call, all_calls, require_cases
 
 _WIDTH = 118
 _SHOWN = 12
@@ -116,9 +116,11 @@ def check_algorithm(operation: str, name: str, *, rtol: float | None = None) -> 
     of a sum of products.
 
     Raises AlgorithmCheckError where it is wrong on one case or refuses all of them, UnknownAlgorithmError and
-    UnknownOperationError for the names, BuildError where its source does not compile.
+    UnknownOperationError for the names, UnsupportedCallableError for attention, which has no cases, BuildError where
+    its source does not compile.
     """
     algorithm = registry.find(operation, name)
+    require_cases(operation)
     core.load()
     report = CheckReport(operation, algorithm.qualified, tuple(_rows(algorithm, rtol)))
     if report.passed:

@@ -17,7 +17,7 @@ from .. import core, registry
 from ..backends import cpp
 from ..errors import OptionValueError
 from . import harness, references
-from .calls import CHANNELS_LAST, IMAGES, Call
+from .calls import CHANNELS_LAST, IMAGES, Call, require_cases
 from .check import through_torch
 from .shapes import Shape, calls_of
 
@@ -104,10 +104,11 @@ def compare(
     Weights count as constants, as in inference: what an algorithm makes of them once is not in its time. Images are in
     the layout that each algorithm prefers; for torch both are measured, and the faster one is its time.
 
-    Raises UnknownOperationError, UnknownAlgorithmError, OptionValueError or ShapeError for what cannot be measured, and
-    BuildError for sources that do not compile.
+    Raises UnknownOperationError, UnknownAlgorithmError, OptionValueError, ShapeError or, for attention,
+    UnsupportedCallableError for what cannot be measured, and BuildError for sources that do not compile.
     """
     registry.check_operation(operation)
+    require_cases(operation)
     if not isinstance(rounds, int) or rounds < 1:
         raise OptionValueError(name="rounds", expected="a number of 1 or more", found=repr(rounds))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

@@ -118,6 +118,15 @@ constexpr size_t kMaxArguments = 32;
 // Null for a name that is none of the operations.
 const Operation* find_operation(std::string_view name);
 
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& bias,
+                 const OptionalTensor& mask, double scale, bool is_causal, bool masked_is_zero, int64_t algorithm);
+
+// Throws, naming the tensor, where it has another dtype or device than the input.
+void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other);
+
+// A tensor as algorithms take it, with its own strides.
+ai3_tensor any_view(const Tensor& t);
+
 // Runs an operation whose input and output are ready in args.
 void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args);
 

@@ -7,17 +7,28 @@
 #include "core.h"
 
 namespace ai3 {
+void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
+  if (!other) return;
+  AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
+  AI3_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
+}
+
+ai3_tensor any_view(const Tensor& t) {
+  ai3_tensor view{};
+  view.data = const_cast<void*>(t.const_data_ptr());
+  view.ndim = static_cast<int32_t>(t.dim());
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    view.size[d] = t.size(d);
+    view.stride[d] = t.stride(d);
+  }
+  return view;
+}
+
 namespace {
 
 void check_image(const char* op, const Tensor& input) {
   AI3_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ", input.dim(),
             " dimensions");
-}
-
-void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
-  if (!other) return;
-  AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
-  AI3_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
 }
 
 ai3_tensor contiguous_view(void* data, std::initializer_list<int64_t> sizes) {
@@ -30,17 +41,6 @@ ai3_tensor contiguous_view(void* data, std::initializer_list<int64_t> sizes) {
   for (d = view.ndim - 1; d >= 0; --d) {
     view.stride[d] = stride;
     stride *= view.size[d] > 0 ? view.size[d] : 1;
-  }
-  return view;
-}
-
-ai3_tensor any_view(const Tensor& t) {
-  ai3_tensor view{};
-  view.data = const_cast<void*>(t.const_data_ptr());
-  view.ndim = static_cast<int32_t>(t.dim());
-  for (int32_t d = 0; d < view.ndim; ++d) {
-    view.size[d] = t.size(d);
-    view.stride[d] = t.stride(d);
   }
   return view;
 }
@@ -362,6 +362,7 @@ constexpr Operation kOperations[] = {
     {"adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d), 1},
     {"relu", TORCH_BOX(&relu), 1},
     {"flatten", TORCH_BOX(&flatten), 1},
+    {"attention", TORCH_BOX(&attention), 1},
 };
 
 }  // namespace
@@ -409,6 +410,9 @@ STABLE_TORCH_LIBRARY(ai3, m) {
   m.def("adaptive_avg_pool2d(Tensor input, int out_h, int out_w, int algorithm, bool channels_last=False) -> Tensor");
   m.def("relu(Tensor input, int algorithm) -> Tensor");
   m.def("flatten(Tensor input, int start_dim, int end_dim, int algorithm) -> Tensor");
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? mask, float scale, bool is_causal, "
+      "bool masked_is_zero, int algorithm) -> Tensor");
   // Called by the core library, implemented in Python (ai3_compile/core.py).
   m.def("_load_algorithm(int algorithm) -> ()");
   m.def("_watch_weight(Tensor weight) -> ()");

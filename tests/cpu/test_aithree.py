@@ -22,7 +22,7 @@ from ai3_compile.backends import builder
 
 pytestmark = pytest.mark.skipif(builder.no_compiler_reason() is not None, reason=str(builder.no_compiler_reason()))
 
-OPERATIONS = ["conv2d", "linear", "relu", "maxpool2d", "avgpool2d", "adaptiveavgpool2d", "flatten"]
+OPERATIONS = ["conv2d", "linear", "relu", "maxpool2d", "avgpool2d", "adaptiveavgpool2d", "flatten", "attention"]
 
 
 class ConvNet(nn.Module):

@@ -56,6 +56,10 @@ def calls():
     yield "adaptive_avg_pool2d", ops.adaptive_avg_pool2d.default, (x, 4, 3, identity("adaptiveavgpool2d"), True)
     yield "relu", ops.relu.default, (x, identity("relu"))
     yield "flatten", ops.flatten.default, (x, 1, -1, identity("flatten"))
+    q, k, v = image(2, 3, 5, 7), image(2, 3, 6, 7), image(2, 3, 6, 4)
+    terms = image(3, 5, 6), image(2, 1, 5, 6)
+    yield "attention", ops.attention.default, (q, k, v, None, None, 0.5, False, True, identity("attention"))
+    yield "attention-terms", ops.attention.default, (q, k, v, *terms, 0.5, True, False, identity("attention"))
 
 
 CALLS = {name: (op, args) for name, op, args in calls()}
@@ -90,6 +94,11 @@ def expected_of(name: str, args: tuple) -> torch.Tensor:
         out = F.linear(x, w, b)
         out = out if residual is None else out + residual
         return out.relu() if activation else out
+    if name.startswith("attention"):
+        q, k, v, bias, mask, scale, is_causal = args[:7]
+        scores = scale * q @ k.mT + sum(term for term in (bias, mask) if term is not None)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return (scores.masked_fill(later, -torch.inf) if is_causal else scores).softmax(-1) @ v
     if name == "max_pool2d":
         return F.max_pool2d(x, args[1:3], args[3:5], args[5:7], args[7:9], args[9])
     if name == "avg_pool2d":
@@ -174,7 +183,9 @@ def test_other_operations_take_any_layout(name, layout):
     assert references.relative_error(op(x, *args[1:]), expected_of(name, (x, *args[1:])).double()) < 1e-6
 
 
-@pytest.mark.parametrize("name", [n for n in CALLS if "unbatched" not in n and "everything" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in CALLS if not any(word in n for word in ("unbatched", "everything", "attention"))]
+)
 def test_an_empty_batch_gives_an_empty_output(name):
     op, args = CALLS[name]
     args = (args[0][:0], *args[1:])

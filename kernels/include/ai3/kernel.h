@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 4
+#define AI3_ABI_VERSION 5
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -72,6 +72,9 @@ typedef struct ai3_runtime {
 //   adaptiveavgpool2d  input [N,C,H,W], output [N,C,P,Q]
 //   relu               input and output [numel], contiguous
 //   flatten            input of any dimension and any strides, output [numel], contiguous
+//   attention          input (the queries) [...,L,E], key [...,S,E], value [...,S,F], output [...,L,F], score_bias and
+//                      score_mask [...,L,S] or absent, all of the same leading sizes and of any strides but 1 for the last
+//                      dimension: softmax(scale * input key^T + score_bias + score_mask) value; is_causal, masked_is_zero
 // clang-format on
 typedef struct ai3_args {
   ai3_dtype dtype;  // of input, weight, bias, residual and output alike
@@ -84,10 +87,14 @@ typedef struct ai3_args {
   int64_t pad_top, pad_bottom, pad_left, pad_right;
   int64_t groups;
   int32_t ceil_mode, count_include_pad;
-  int64_t divisor_override;  // 0: none
-  const void* packed;        // what pack() wrote, 64-byte aligned
-  const void* plan;          // what make_plan() wrote, 64-byte aligned
-  void* workspace;           // workspace_bytes() of scratch, 64-byte aligned, contents undefined
+  int64_t divisor_override;                       // 0: none
+  ai3_tensor key, value, score_bias, score_mask;  // score_*: of no dimensions where absent; strides of 0 broadcast
+  double scale;
+  int32_t is_causal;       // row i of the scores keeps its first i + 1 columns
+  int32_t masked_is_zero;  // a row of scores that are all -inf gives zeros, else NaN
+  const void* packed;      // what pack() wrote, 64-byte aligned
+  const void* plan;        // what make_plan() wrote, 64-byte aligned
+  void* workspace;         // workspace_bytes() of scratch, 64-byte aligned, contents undefined
   const ai3_runtime* runtime;
   void* stream;  // the device's current stream; null on the CPU
 } ai3_args;
