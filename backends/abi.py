@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
-NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT = 1, 2, 4, 8, 16
+NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, STRIDED_INPUT, PROLOGUE = 1, 2, 4, 8, 16, 32, 64
 
 RangeFunction = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 ParallelFor = CFUNCTYPE(None, c_int64, RangeFunction, c_void_p)
@@ -58,6 +58,10 @@ class Args(ctypes.Structure):
         ("workspace", c_void_p),
         ("runtime", POINTER(Runtime)),
         ("stream", c_void_p),
+        ("prologue_scale", c_void_p),
+        ("prologue_shift", c_void_p),
+        ("has_prologue", c_int32),
+        ("prologue_activation", c_int32),
     ]
 
 

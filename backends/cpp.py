@@ -118,6 +118,12 @@ class CppPlatform:
     def writes_slices(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.STRIDED_OUTPUT)
 
+    def reads_slices(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.STRIDED_INPUT)
+
+    def applies_prologues(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.PROLOGUE)
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.DEFAULT)
 

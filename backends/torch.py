@@ -36,6 +36,12 @@ class TorchPlatform:
     def writes_slices(self, algorithm: Algorithm) -> bool:
         return False
 
+    def reads_slices(self, algorithm: Algorithm) -> bool:
+        return False
+
+    def applies_prologues(self, algorithm: Algorithm) -> bool:
+        return False
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return False
 

@@ -205,6 +205,8 @@ def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
         yield out
     if table.flags & abi.STRIDED_OUTPUT and call.residual is None:
         yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, fused[1], abi.NHWC, BESIDE)
+    if table.flags & abi.STRIDED_INPUT:
+        yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, *fused, abi.NHWC, within=BESIDE)
 
 
 def through_torch(algorithm: registry.Algorithm, call: Call, static_weight: bool = False) -> torch.Tensor:

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 3
+#define AI3_ABI_VERSION 4
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -40,6 +40,10 @@ enum {
   // elements apart, and the elements between are not its own. Never with a residual; a convolution that sets this sets
   // AI3_EPILOGUE too.
   AI3_STRIDED_OUTPUT = 16,
+  // A convolution that may be handed such an input, its pixels input.stride[3] >= C elements apart; needs AI3_NHWC.
+  AI3_STRIDED_INPUT = 32,
+  // A convolution that may be handed a prologue, which comes with 1x1 kernels without padding only.
+  AI3_PROLOGUE = 64,
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
@@ -62,7 +66,8 @@ typedef struct ai3_runtime {
 
 // clang-format off
 // The arguments of one call. An operation reads the fields it names below; the others are zero.
-//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups
+//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups;
+//                      prologue_scale and prologue_shift [C]
 //   linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all contiguous
 //   maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode
 //   avgpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override
@@ -87,6 +92,11 @@ typedef struct ai3_args {
   void* workspace;           // workspace_bytes() of scratch, 64-byte aligned, contents undefined
   const ai3_runtime* runtime;
   void* stream;  // the device's current stream; null on the CPU
+  // With has_prologue, set even while the pointers are null, each element x of the input's channel c counts as
+  // prologue_activation(prologue_scale[c] * x + prologue_shift[c]).
+  const void *prologue_scale, *prologue_shift;
+  int32_t has_prologue;
+  ai3_activation prologue_activation;
 } ai3_args;
 
 // One algorithm on one platform. Optional functions may be null.
