@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def run(graph: Graph, context: Context) -> None:
     while True:
         runs = list(_runs(graph, images))
         # A sequence writes into none of its inputs: an image belongs to where all is that writes into it.
-        parted = {image for image in images if not any(_needed_by(image) <= set(nodes) for nodes in runs)}
+        parted = {image for image in images if not any(_is_whole(image, set(nodes)) for nodes in runs)}
         if not parted:
             break
         images -= parted
@@ -60,6 +60,9 @@ def _runs(graph: Graph, images: set[Node]) -> Iterator[list[Node]]:
 def _fits(node: Node, before: set[Node], images: set[Node]) -> bool:
     if node in images:
         return True
+    if node.target is aten.slice.Tensor:
+        from_image = node.args[0] in before and node.args[0] in images
+        return from_image and bool(node.users) and all(is_ai3(user, *_NAMES) for user in node.users)
     if node.target is aten.sym_size.int:
         return bool(node.users) and set(node.users) <= images
     if not is_ai3(node, *_NAMES) or node.target._overloadname != "default":  # type: ignore[union-attr]
@@ -97,6 +100,12 @@ def _image(node: Node) -> tuple[Node, int, tuple[int, ...]] | None:
     return (like, -1, rest) if isinstance(batch, Node) and batch.args == (like, 0) else None
 
 
+def _is_whole(image: Node, nodes: set[Node]) -> bool:
+    """Whether a sequence has all that it needs to make the image, and none of its slices is wanted outside."""
+    slices = {node for node in image.users if node.target is aten.slice.Tensor} & nodes
+    return _needed_by(image) <= nodes and all(nodes.issuperset(node.users) for node in slices)
+
+
 def _needed_by(image: Node) -> set[Node]:
     """What must be in a sequence together: the image, its size, and whatever writes into it."""
     writers = {user for user in image.users if is_ai3(user, *_INTO) and user.args[0] is image}
@@ -127,6 +136,10 @@ def _join(graph: Graph, nodes: list[Node]) -> None:
             like, batch, rest = image
             words = [f"t{numbers[like]}", *(f"i{size}" for size in (batch, *rest))]
             name = "image"
+        elif node.target is aten.slice.Tensor:
+            source, _, begin, end = node.args
+            assert isinstance(source, Node)
+            name, words = "part", [f"t{numbers[source]}", f"i{begin}", f"i{end}"]
         else:
             name = node.target._schema.name.removeprefix("ai3::")  # type: ignore[union-attr]
             words = [_word(kind, value, numbers) for kind, value in _arguments(node)]
@@ -181,7 +194,8 @@ def fake(program: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     for line in lines:
         name, result, *words = line.split(" ")
         arguments = [_read(word, values) for word in words]
-        made = _empty(*arguments) if name == "image" else getattr(torch.ops.ai3, name).default(*arguments)
+        run_step = _IMAGES[name] if name in _IMAGES else getattr(torch.ops.ai3, name).default
+        made = run_step(*arguments)
         if result != "-":
             values[int(result)] = made
     return [values[int(number)] for number in last.split(" ")[1:]]
@@ -190,3 +204,10 @@ def fake(program: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 def _empty(like: torch.Tensor, batch: int, channels: int, height: int, width: int) -> torch.Tensor:
     sizes = (like.shape[0] if batch < 0 else batch, channels, height, width)
     return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _part(image: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+    return image[:, begin:end]
+
+
+_IMAGES: dict[str, Callable[..., torch.Tensor]] = {"image": _empty, "part": _part}

@@ -4,6 +4,7 @@
 //   conv2d 7 t0 t3 o4 i1 i1 ... b1 n        value 7 = ai3::conv2d(value 0, value 3, optional value 4, 1, 1, ..., None)
 //   max_pool2d_into - t9 i64 t7 ...         an operation that returns nothing
 //   image 9 t0 i-1 i96 i55 i55              an empty channels_last image; -1: as many as value 0 has
+//   part 12 t9 i0 i64                       some channels of an image as they lie: what is written there later is seen
 //   return 9 12
 //
 // The first values are the call's tensors. A value is let go of behind the last operation that reads it.
@@ -43,7 +44,26 @@ struct Program {
 Tensor image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
   return empty_image(like, {batch < 0 ? like.size(0) : batch, channels, height, width}, true);
 }
-const Operation kImage{"image", TORCH_BOX(&image), 1};
+Tensor part(const Tensor& image, int64_t begin, int64_t end) {
+  AI3_CHECK(image.dim() == 4 && 0 <= begin && begin <= end && end <= image.size(1), "ai3::sequence: channels ", begin,
+            " to ", end, " are no part of an image");
+  const int64_t sizes[] = {image.size(0), end - begin, image.size(2), image.size(3)};
+  int64_t offset = 0;
+  AI3_CALL(aoti_torch_get_storage_offset(image.get(), &offset));
+  AtenTensorHandle made = nullptr;
+  AI3_CALL(aoti_torch__reinterpret_tensor(image.get(), 4, sizes, image.strides().data(),
+                                          offset + begin * image.stride(1), &made));
+  return Tensor(made);
+}
+
+const Operation kImages[] = {{"image", TORCH_BOX(&image), 1}, {"part", TORCH_BOX(&part), 1}};
+
+const Operation* find_step(std::string_view name) {
+  for (const Operation& operation : kImages) {
+    if (operation.name == name) return &operation;
+  }
+  return find_operation(name);
+}
 
 // Takes `text` up to the separator, and the separator, from it.
 std::string_view take(std::string_view& text, char separator) {
@@ -92,7 +112,7 @@ Program parse(std::string_view text, size_t inputs) {
       while (!line.empty()) program.results.push_back(number<size_t>(take(line, ' ')));
       break;
     }
-    Step step{name == kImage.name ? &kImage : find_operation(name), {}, -1, {}};
+    Step step{find_step(name), {}, -1, {}};
     AI3_CHECK(step.operation != nullptr, "ai3::sequence: ", std::string(name), " is not an operation");
     const std::string_view result = take(line, ' ');
     if (result != "-") step.result = number<int64_t>(result);
