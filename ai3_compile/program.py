@@ -177,7 +177,8 @@ class Program:
             raise UnsupportedCallableError(
                 message="Unsupported callable: strict=True, and ai3 has no algorithm for\n  " + "\n  ".join(left)
             )
-        self._module = GraphModule(exported.graph_module, graph)
+        self._inputs = _unused_dropped(graph, exported)
+        self._run = GraphModule(exported.graph_module, graph).forward
         assert exported.call_spec.out_spec is not None
         self._out_spec = exported.call_spec.out_spec  # `call_spec` makes a new class at every look
 
@@ -190,17 +191,12 @@ class Program:
     def __call__(self, input: torch.Tensor) -> Any:
         """The network's output, of its own structure, on the input."""
         given, input = input, input.contiguous()  # as the sample was: the graph counts on its strides
-        signature = self.exported.graph_signature
-        arguments = []
-        for spec in signature.input_specs:
-            if spec.kind is InputKind.USER_INPUT:
-                arguments.append(input)
-            else:
-                assert spec.target is not None
-                found = self.weights.get(spec.target)
-                arguments.append(self.exported.constants[spec.target] if found is None else found)
+        weights, constants = self.weights, self.exported.constants
+        arguments = [
+            input if name is None else weights[name] if name in weights else constants[name] for name in self._inputs
+        ]
         outputs: list[Any] = []
-        for spec, value in zip(signature.output_specs, self._module(*arguments)):
+        for spec, value in zip(self.exported.graph_signature.output_specs, self._run(*arguments)):
             if spec.kind is OutputKind.USER_OUTPUT:
                 outputs.append(value)
             elif spec.kind is OutputKind.USER_INPUT_MUTATION:
@@ -208,6 +204,18 @@ class Program:
             elif spec.target is not None and spec.target in self.weights:
                 self.weights[spec.target].copy_(value)
         return pytree.tree_unflatten(outputs, self._out_spec)
+
+
+def _unused_dropped(graph: Graph, exported: ExportedProgram) -> list[str | None]:
+    """Takes the inputs that nothing reads from the graph; the names of the weights it still has, None for the image."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    names = []
+    for node, spec in zip(placeholders, exported.graph_signature.input_specs):
+        if not node.users and spec.kind is not InputKind.USER_INPUT:
+            graph.erase_node(node)
+            continue
+        names.append(None if spec.kind is InputKind.USER_INPUT else spec.target)
+    return names
 
 
 @contextlib.contextmanager

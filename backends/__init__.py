@@ -43,5 +43,8 @@ class Platform(Protocol):
     def applies_prologues(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm applies a batch norm and an activation to its input as it reads it."""
 
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
+        """Whether the algorithm can add its result to an image, in channels_last, that lies where it is written."""
+
     def is_default(self, algorithm: Algorithm) -> bool:
         """Whether its author wants it to be what `default` takes first."""

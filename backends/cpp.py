@@ -124,6 +124,9 @@ class CppPlatform:
     def applies_prologues(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.PROLOGUE)
 
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.RESIDUAL_IN_PLACE)
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.DEFAULT)
 

@@ -42,6 +42,9 @@ class TorchPlatform:
     def applies_prologues(self, algorithm: Algorithm) -> bool:
         return False
 
+    def adds_in_place(self, algorithm: Algorithm) -> bool:
+        return False
+
     def is_default(self, algorithm: Algorithm) -> bool:
         return False
 

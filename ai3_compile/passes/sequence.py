@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from .. import registry
 from ..ops import OPERATIONS
-from .context import Context, is_ai3, set_value
+from .context import Context, algorithm_of, is_ai3, set_value
 
 aten = torch.ops.aten
 OP_NAME = "ai3::sequence"
 _INTO = {operation.into_name for operation in OPERATIONS.values() if operation.into_name}
 _NAMES = {operation.op_name for operation in OPERATIONS.values()} | _INTO
+# Operations of torch's that stand between ai3's, as in squeeze and excitation.
+_TORCH = {aten.mul.Tensor: "mul", aten.view.default: "view"}
 
 
 def run(graph: Graph, context: Context) -> None:
@@ -37,7 +40,7 @@ def run(graph: Graph, context: Context) -> None:
         images -= parted
     for nodes in runs:
         if sum(is_ai3(node) for node in nodes) > 1:
-            _join(graph, nodes)
+            _join(graph, nodes, context)
 
 
 def _runs(graph: Graph, images: set[Node]) -> Iterator[list[Node]]:
@@ -65,6 +68,8 @@ def _fits(node: Node, before: set[Node], images: set[Node]) -> bool:
         return from_image and bool(node.users) and all(is_ai3(user, *_NAMES) for user in node.users)
     if node.target is aten.sym_size.int:
         return bool(node.users) and set(node.users) <= images
+    if node.target in _TORCH:
+        return _joins(node, before)
     if not is_ai3(node, *_NAMES) or node.target._overloadname != "default":  # type: ignore[union-attr]
         return False
     if is_ai3(node, *_INTO) and not (node.args[0] in before and node.args[0] in images):
@@ -74,6 +79,21 @@ def _fits(node: Node, before: set[Node], images: set[Node]) -> bool:
         or (isinstance(value, Node) and isinstance(value.meta["val"], torch.Tensor) and value.meta["val"].is_cpu)
         for _, value in _arguments(node)
     )
+
+
+def _joins(node: Node, before: set[Node]) -> bool:
+    """Whether an operation of torch's has only operations of ai3's, or such as itself, on both sides."""
+    inputs = [value for value in node.args if isinstance(value, Node)]
+    if node.kwargs or not before.issuperset(inputs):
+        return False
+    if not all(is_ai3(user, *_NAMES) or user.target is aten.view.default for user in node.users):
+        return False
+    if node.target is aten.view.default:
+        # No two of the results may share memory, and one size at most is left to be found.
+        sizes: Any = node.args[1]
+        unknown = sum(not isinstance(size, int) or size == -1 for size in sizes)
+        return len(inputs[0].users) == 1 and unknown <= 1
+    return len(inputs) == 2 and len({value.meta["val"].dtype for value in inputs}) == 1
 
 
 def _is_pure(node: Node) -> bool:
@@ -114,14 +134,46 @@ def _needed_by(image: Node) -> set[Node]:
     return {image, *writers, *copies, *(size for size in image.all_input_nodes)}
 
 
-def _arguments(node: Node) -> Iterator[tuple[Any, Any]]:
-    """Every argument of an operation with its type in the schema, defaults too."""
-    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-        yield argument.type, given
+def _arguments(node: Node, operation: Any = None, **others: Any) -> Iterator[tuple[Any, Any]]:
+    """Every argument of an operation with its type in the schema, defaults too; or of another operation whose
+    arguments are those of the node and `others`."""
+    own: Any = node.target
+    names = (argument.name for argument in own._schema.arguments)
+    given = {**dict(zip(names, node.args)), **node.kwargs, **others}
+    for argument in (operation or own)._schema.arguments:
+        yield argument.type, given.get(argument.name, argument.default_value)
 
 
-def _join(graph: Graph, nodes: list[Node]) -> None:
+def _overwritten(node: Node, nodes: Sequence[Node], context: Context) -> Node | None:
+    """The residual of a convolution where the result can take its place: computed in the sequence, and read by nothing
+    else from here on. A second image of its size would not stay in the caches."""
+    residual = node.kwargs.get("residual")
+    if not (is_ai3(node, "ai3::conv2d") and isinstance(residual, Node) and node.kwargs.get("channels_last")):
+        return None
+    algorithm = context.algorithms[algorithm_of(node)]
+    old, new = residual.meta["val"], node.meta["val"]
+    so_far = nodes[: nodes.index(node) + 1]
+    fits = (
+        registry.platforms()[algorithm.platform].adds_in_place(algorithm)
+        and residual in so_far
+        and node.kwargs.get("prologue_mean") is None  # conv2d_into has none
+        and (is_ai3(residual) or residual.target is aten.mul.Tensor)
+        and not any(is_ai3(user, *_INTO) and user.args[0] is residual for user in residual.users)
+        and all(user in so_far and user.target is not aten.view.default for user in residual.users)
+        and list(_tensors(node)).count(residual) == 1
+        and old.dim() == 4
+        and old.is_contiguous(memory_format=torch.channels_last)
+        and old.shape == new.shape
+        and old.stride() == new.stride()
+    )
+    return residual if fits else None
+
+
+def _tensors(node: Node) -> Iterator[Node]:
+    return (value for _, value in _arguments(node) if isinstance(value, Node))
+
+
+def _join(graph: Graph, nodes: list[Node], context: Context) -> None:
     """Puts one call in the place of the nodes."""
     inside = set(nodes)
     inputs = list(dict.fromkeys(n for node in nodes if is_ai3(node) for n in node.all_input_nodes if n not in inside))
@@ -130,21 +182,29 @@ def _join(graph: Graph, nodes: list[Node]) -> None:
     for node in nodes:
         if node.target is aten.sym_size.int:
             continue
-        if node.target is aten.empty_strided.default:
+        operation: Any = node.target
+        if operation is aten.empty_strided.default:
             image = _image(node)
             assert image is not None
             like, batch, rest = image
-            words = [f"t{numbers[like]}", *(f"i{size}" for size in (batch, *rest))]
-            name = "image"
+            name, words = "image", [f"t{numbers[like]}", *(f"i{size}" for size in (batch, *rest))]
         elif node.target is aten.slice.Tensor:
             source, _, begin, end = node.args
             assert isinstance(source, Node)
             name, words = "part", [f"t{numbers[source]}", f"i{begin}", f"i{end}"]
+        elif operation is aten.view.default:
+            base, sizes = node.args
+            unknown = (size if isinstance(size, int) else -1 for size in sizes)  # type: ignore[union-attr]
+            name, words = "view", [f"t{numbers[base]}", *(f"i{size}" for size in unknown)]  # type: ignore[index]
+        elif residual := _overwritten(node, nodes, context):
+            name, numbers[node] = "conv2d_into", numbers[residual]
+            given = _arguments(node, torch.ops.ai3.conv2d_into.default, output=residual, channel=0, adds=True)
+            words = [_word(kind, value, numbers) for kind, value in given]
         else:
-            name = node.target._schema.name.removeprefix("ai3::")  # type: ignore[union-attr]
+            name = _TORCH.get(operation) or operation._schema.name.removeprefix("ai3::")
             words = [_word(kind, value, numbers) for kind, value in _arguments(node)]
         result = "-"
-        if not is_ai3(node, *_INTO):
+        if not name.endswith("_into"):
             result = str(numbers.setdefault(node, len(numbers)))
         lines.append(" ".join([name, result, *words]))
     results = [node for node in nodes if node in numbers and not inside.issuperset(node.users)]
@@ -194,8 +254,7 @@ def fake(program: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     for line in lines:
         name, result, *words = line.split(" ")
         arguments = [_read(word, values) for word in words]
-        run_step = _IMAGES[name] if name in _IMAGES else getattr(torch.ops.ai3, name).default
-        made = run_step(*arguments)
+        made = _MADE[name](*arguments) if name in _MADE else getattr(torch.ops.ai3, name).default(*arguments)
         if result != "-":
             values[int(result)] = made
     return [values[int(number)] for number in last.split(" ")[1:]]
@@ -206,8 +265,9 @@ def _empty(like: torch.Tensor, batch: int, channels: int, height: int, width: in
     return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _part(image: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-    return image[:, begin:end]
-
-
-_IMAGES: dict[str, Callable[..., torch.Tensor]] = {"image": _empty, "part": _part}
+_MADE: dict[str, Callable[..., torch.Tensor]] = {
+    "image": _empty,
+    "part": lambda image, begin, end: image[:, begin:end],
+    "mul": torch.mul,
+    "view": lambda base, *sizes: base.view(sizes),
+}

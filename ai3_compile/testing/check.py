@@ -193,7 +193,8 @@ def _results(algorithm: registry.Algorithm, table: abi.Kernel | None, call: Call
 
 
 def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
-    """The result between guards, in each layout that the algorithm takes, and within a larger image if it can."""
+    """The result between guards, in each layout that the algorithm takes, and if it can within a larger image and over
+    its residual."""
     both = abi.NCHW | abi.NHWC
     layouts = (abi.NHWC, abi.NCHW) if table.flags & both == both else (table.flags,)
     fused = (call.residual, activations.NUMBERS[call.activation]) if table.flags & abi.EPILOGUE else (None, 0)
@@ -207,6 +208,10 @@ def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
         yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, fused[1], abi.NHWC, BESIDE)
     if table.flags & abi.STRIDED_INPUT:
         yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, *fused, abi.NHWC, within=BESIDE)
+    if table.flags & abi.RESIDUAL_IN_PLACE and call.residual is not None:
+        yield harness.run_kernel(
+            table, call.spec, call.input, call.weight, call.bias, *fused, layout=abi.NHWC, in_place=True
+        )
 
 
 def through_torch(algorithm: registry.Algorithm, call: Call, static_weight: bool = False) -> torch.Tensor:

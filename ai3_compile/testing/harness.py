@@ -88,12 +88,14 @@ def run_kernel(
     beside: tuple[int, int] = (0, 0),
     within: tuple[int, int] = (0, 0),
     prologue: tuple[torch.Tensor, torch.Tensor, int] | None = None,
+    in_place: bool = False,
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
     `layout` is the one of the table's to use, where it has both; the preferred one if not given. `beside` are channels
     before and behind the output's own, where it is a slice of a larger image; `within` are those of the input, all NaN;
-    `prologue` is a scale and a shift [C] and the number of an activation. Raises KernelMemoryError where memory is
+    `prologue` is a scale and a shift [C] and the number of an activation; with `in_place` the residual lies where the
+    output is written. Raises KernelMemoryError where memory is
     written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
     fails with.
     """
@@ -129,7 +131,7 @@ def run_kernel(
         args.has_prologue = 1
     channels = spec.output_shape[1] if channels_last else 1
     pixels, width = math.prod(spec.output_shape) // channels, channels + sum(beside)
-    output = guarded("output", pixels * width * size)
+    output = guarded("output", pixels * width * size, residual if in_place else None)
     args.output.data = output.address + beside[0] * size
     if any(beside):
         n, _, h, w = spec.output_shape
@@ -142,7 +144,9 @@ def run_kernel(
         args.bias, args.has_bias = guarded("bias", bias.numel() * size, bias).address, 1
     if residual is not None:
         args.residual = cpp.tensor_of(spec.output_shape, channels_last)
-        args.residual.data = guarded("residual", residual.numel() * size, residual).address
+        args.residual.data = args.output.data
+        if not in_place:
+            args.residual.data = guarded("residual", residual.numel() * size, residual).address
         args.has_residual = 1
     if table.packed_bytes and (packed := table.packed_bytes(args)):
         args.packed = guarded("packed", packed).address

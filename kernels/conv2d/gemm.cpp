@@ -104,17 +104,18 @@ double cost(const ai3_args* a) {
   return ai3::conv_cost(a, double(Im2col::row_bytes(a)), a->weight.size[1] * taps, 1);
 }
 
-const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
-                           .operation = "conv2d",
-                           .algorithm = "gemm",
-                           .version = 2,
-                           .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT | AI3_STRIDED_INPUT | AI3_PROLOGUE,
-                           .supports = ai3::conv_supports,
-                           .cost = cost,
-                           .workspace_bytes = ai3::ConvGemm<Im2col>::workspace_bytes,
-                           .packed_bytes = ai3::conv_packed_bytes,
-                           .pack = ai3::conv_pack,
-                           .run = ai3::ConvGemm<Im2col>::run};
+const ai3_kernel kernel = {
+    .abi_version = AI3_ABI_VERSION,
+    .operation = "conv2d",
+    .algorithm = "gemm",
+    .version = 2,
+    .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT | AI3_RESIDUAL_IN_PLACE | AI3_STRIDED_INPUT | AI3_PROLOGUE,
+    .supports = ai3::conv_supports,
+    .cost = cost,
+    .workspace_bytes = ai3::ConvGemm<Im2col>::workspace_bytes,
+    .packed_bytes = ai3::conv_packed_bytes,
+    .pack = ai3::conv_pack,
+    .run = ai3::ConvGemm<Im2col>::run};
 
 }  // namespace
 

@@ -270,11 +270,19 @@ Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_cha
 }
 
 void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& input, const Tensor& image,
-                    int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight) {
+                    int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight,
+                    bool adds) {
   const LoadedKernel& kernel = find_kernel(id);
   const ProfilerLabel label(kernel.label.c_str());
-  AI3_CHECK((kernel.table->flags & AI3_STRIDED_OUTPUT) != 0, op, ": ", kernel.label,
-            " cannot write into some channels of a larger image");
+  if (adds) {
+    AI3_CHECK((kernel.table->flags & AI3_RESIDUAL_IN_PLACE) != 0, op, ": ", kernel.label,
+              " cannot add to what is there");
+    AI3_CHECK(image.size(1) == out_channels, op, ": adds to a whole image only, and this one has ", image.size(1),
+              " channels, not ", out_channels);
+  } else {
+    AI3_CHECK((kernel.table->flags & AI3_STRIDED_OUTPUT) != 0, op, ": ", kernel.label,
+              " cannot write into some channels of a larger image");
+  }
   AI3_CHECK(input.dim() == 4 && image.dim() == 4, op, ": expected an input and an output of 4 dimensions, got ",
             input.dim(), " and ", image.dim());
   AI3_CHECK(image.scalar_type() == input.scalar_type(), op, ": output and input have different dtypes");
@@ -289,6 +297,10 @@ void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& inp
   const Tensor in = set_input(args, kernel, input, true);
   args.output = image_view(image, true, true);
   args.output.size[1] = out_channels;
+  if (adds) {
+    args.residual = args.output;
+    args.has_residual = 1;
+  }
   check_supported(kernel, args);
   const int64_t elements = image.size(0) * out_channels * out_h * out_w;
   if (elements == 0) return;

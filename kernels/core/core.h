@@ -101,9 +101,10 @@ Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_cha
                  bool channels_last, const WeightSource* weight, const OptionalTensor& residual);
 
 // The same into the channels of `image`, [N,channels,H,W] in channels_last, from `channel` on; what is beside them
-// stays.
+// stays. Adds to what is there, before the activation, where asked to.
 void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& input, const Tensor& image,
-                    int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight);
+                    int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight,
+                    bool adds = false);
 
 // An image [N,C,H,W] like `like` of another size, or [C,H,W], which is always contiguous.
 Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last);

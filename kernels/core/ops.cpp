@@ -171,13 +171,14 @@ void conv2d_into(const Tensor& output, int64_t channel, const Tensor& input, con
                  int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,
                  int64_t algorithm, bool static_weight, int64_t activation, const OptionalTensor& bn_weight,
                  const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var,
-                 double bn_eps) {
+                 double bn_eps, bool adds) {
   const char* op = "ai3::conv2d_into";
   const Convolution conv =
       check_conv2d(op, input, weight, bias, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
                    dilation_w, groups, activation, {bn_weight, bn_bias, bn_mean, bn_var, bn_eps});
   const WeightSource source = conv.source(weight, static_weight);
-  run_image_into(op, algorithm, conv.args, input, output, channel, weight.size(0), conv.out_h, conv.out_w, &source);
+  run_image_into(op, algorithm, conv.args, input, output, channel, weight.size(0), conv.out_h, conv.out_w, &source,
+                 adds);
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t algorithm,
@@ -410,12 +411,13 @@ STABLE_TORCH_LIBRARY(ai3, m) {
       "avg_pool2d(Tensor input, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
       "bool ceil_mode, bool count_include_pad, int divisor_override, int algorithm, bool channels_last=False) -> "
       "Tensor");
-  // The same into the channels of `output`, a channels_last image, from `channel` on.
+  // The same into the channels of `output`, a channels_last image, from `channel` on; added to what is there, before
+  // the activation, with `adds`.
   m.def(
       "conv2d_into(Tensor(a!) output, int channel, Tensor input, Tensor weight, Tensor? bias, int stride_h, "
       "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, "
       "int groups, int algorithm, bool static_weight=False, int activation=0, Tensor? bn_weight=None, "
-      "Tensor? bn_bias=None, Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0) -> ()");
+      "Tensor? bn_bias=None, Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0, bool adds=False) -> ()");
   m.def(
       "max_pool2d_into(Tensor(a!) output, int channel, Tensor input, int kernel_h, int kernel_w, int stride_h, "
       "int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, bool ceil_mode, int algorithm) -> ()");

@@ -3,6 +3,7 @@
 //
 //   conv2d 7 t0 t3 o4 i1 i1 ... b1 n        value 7 = ai3::conv2d(value 0, value 3, optional value 4, 1, 1, ..., None)
 //   max_pool2d_into - t9 i64 t7 ...         an operation that returns nothing
+//   mul 8 t7 t3                             torch's own, as is `view 9 t8 i-1 i960`
 //   image 9 t0 i-1 i96 i55 i55              an empty channels_last image; -1: as many as value 0 has
 //   part 12 t9 i0 i64                       some channels of an image as they lie: what is written there later is seen
 //   return 9 12
@@ -56,13 +57,30 @@ Tensor part(const Tensor& image, int64_t begin, int64_t end) {
   return Tensor(made);
 }
 
-const Operation kImages[] = {{"image", TORCH_BOX(&image), 1}, {"part", TORCH_BOX(&part), 1}};
+void mul(StableIValue* stack, uint64_t, uint64_t) {
+  AI3_CALL(torch_call_dispatcher("aten::mul", "Tensor", stack, TORCH_ABI_VERSION));
+}
 
-const Operation* find_step(std::string_view name) {
-  for (const Operation& operation : kImages) {
-    if (operation.name == name) return &operation;
-  }
-  return find_operation(name);
+void view(StableIValue* stack, uint64_t arguments, uint64_t) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::vector<int64_t> sizes;
+  for (uint64_t i = 1; i < arguments; ++i) sizes.push_back(to<int64_t>(stack[i]));
+  stack[0] = from(torch::stable::view(to<Tensor>(stack[0]), sizes));
+}
+
+// Operations that are not ai3's.
+constexpr Operation kOthers[] = {
+    {"image", TORCH_BOX(&image), 1},
+    {"part", TORCH_BOX(&part), 1},
+    {"mul", mul, 1},
+    {"view", view, 1},
+};
+
+const Operation* find(std::string_view name) {
+  const auto found =
+      std::find_if(std::begin(kOthers), std::end(kOthers), [&](const auto& o) { return o.name == name; });
+  return found == std::end(kOthers) ? find_operation(name) : found;
 }
 
 // Takes `text` up to the separator, and the separator, from it.
@@ -112,7 +130,7 @@ Program parse(std::string_view text, size_t inputs) {
       while (!line.empty()) program.results.push_back(number<size_t>(take(line, ' ')));
       break;
     }
-    Step step{find_step(name), {}, -1, {}};
+    Step step{find(name), {}, -1, {}};
     AI3_CHECK(step.operation != nullptr, "ai3::sequence: ", std::string(name), " is not an operation");
     const std::string_view result = take(line, ' ');
     if (result != "-") step.result = number<int64_t>(result);

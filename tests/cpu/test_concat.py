@@ -86,6 +86,21 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(change, message):
     assert bool((image == 7).all())
 
 
+def test_conv2d_adds_to_a_whole_image_or_says_why_not():
+    args, named = calls("conv2d", "gemm")
+    named["activation"] = 0
+    expected = ops.conv2d(*args, **named, channels_last=True)
+    image = larger(4, expected)
+    torch.library.opcheck(ops.conv2d_into.default, (image.clone(), 0, *args), {**named, "adds": True})
+    ops.conv2d_into(image, 0, *args, **named, adds=True)
+    assert references.relative_error(image, expected.double() + 7) < BOUND
+    with pytest.raises(RuntimeError, match="adds to a whole image only, and this one has 9 channels, not 4"):
+        ops.conv2d_into(larger(9, expected), 0, *args, **named, adds=True)
+    args, named = calls("conv2d", "smm")
+    with pytest.raises(RuntimeError, match=r"conv2d\[smm@cpp\] cannot add to what is there"):
+        ops.conv2d_into(image, 0, *args, **named, adds=True)
+
+
 def test_an_algorithm_that_cannot_write_into_a_slice_is_refused_by_name():
     args, named = calls("conv2d", "smm")
     with pytest.raises(RuntimeError, match=r"conv2d\[smm@cpp\] cannot write into some channels"):

@@ -185,6 +185,18 @@ class ReluIsTheResidual(Pre):
         return self.conv(y) + y
 
 
+class Sum(Pre):
+    """The convolution adds what another has computed, and could write where that lies, but for its prologue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(5, 4, 1)
+
+    def forward(self, x):
+        y = F.max_pool2d(x, 3, 1, 1)
+        return F.max_pool2d(self.conv(self.norm(y).relu()) + self.other(y), 2)
+
+
 def image(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 5, 6, 7, generator=torch.Generator().manual_seed(batch))
 
@@ -248,6 +260,14 @@ def test_a_converted_model_says_so_in_its_report():
         assert references.judge(converted(x), Pre().eval().double()(x.double()), BOUNDS[x.dtype])[1] is None
     (row,) = [row for row in converted.report if row.operation == "conv2d"]
     assert row.prologue == ["batch_norm", "relu"] and "batch_norm + relu -> gemm@cpp" in str(converted.report)
+
+
+def test_a_prologue_and_a_sum_in_one_sequence():
+    x = image()
+    converted = ai3_compile.convert(Sum().eval(), {"conv2d": "gemm"}, tuple(x.shape), strict=True)
+    with torch.no_grad():
+        assert references.judge(converted(x), Sum().eval().double()(x.double()), BOUNDS[x.dtype])[1] is None
+    assert any(row.prologue and "add" in row.fused for row in converted.report)
 
 
 def test_none_where_gradients_are_wanted():

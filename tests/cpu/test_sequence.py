@@ -7,6 +7,7 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import ai3_compile
 from ai3_compile import core
@@ -60,8 +61,8 @@ def test_opcheck():
 def test_a_program_computes_what_its_operations_do(batch):
     x = image(batch).to(memory_format=torch.channels_last)
     relu, whole, pooled = ops.sequence(PROGRAM, [x])
-    assert torch.equal(relu, x.relu()) and torch.equal(pooled, nn.functional.max_pool2d(x.relu(), 2))
-    assert torch.equal(whole, torch.cat([nn.functional.max_pool2d(x, 2), pooled], 1))
+    assert torch.equal(relu, x.relu()) and torch.equal(pooled, F.max_pool2d(x.relu(), 2))
+    assert torch.equal(whole, torch.cat([F.max_pool2d(x, 2), pooled], 1))
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,71 @@ def test_every_operation_keeps_its_label_in_a_profile():
         converted(x)
     found = {event.key: event.count for event in profile.key_averages()}
     assert found["ai3::conv2d[direct@cpp]"] == 4 and found[sequence.OP_NAME] == 1
+
+
+class Excited(nn.Module):
+    """Squeeze and excitation between convolutions, and a classifier behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 1)
+        self.squeeze, self.excite = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1)
+        self.classify = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        scale = F.hardsigmoid(self.excite(self.squeeze(F.adaptive_avg_pool2d(y, 1)).relu()))
+        return self.classify(F.adaptive_avg_pool2d(self.last(scale * y), 1).flatten(1))
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_products_and_views_between_operations_belong_to_the_sequence(rest):
+    torch.manual_seed(0)
+    model = Excited().eval()
+    seen = capture(model, image(), rest=rest)
+    assert count(seen["sequence"], "ai3.sequence") == 1
+    assert count(seen["sequence"], "aten.mul") == count(seen["sequence"], "aten.view") == 0
+    torch._dynamo.reset()
+    f = compiled(model, rest=rest)
+    with torch.inference_mode():
+        for batch in (2, 5, 3):
+            # Sums of at most a dozen products, one behind another: 1e-6 each.
+            assert references.relative_error(f(image(batch)), model(image(batch))) < 1e-5
+
+
+class Residual(nn.Module):
+    """conv(...) + r, with r and what else reads it by `kind`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first, self.again = kind, nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        r = self.first(x).relu()
+        if self.kind == "input":
+            return self.last(self.again(r) + r)
+        y = self.again(r).relu()
+        y = self.last((self.again(y) + (x if self.kind == "given" else r)).relu())
+        return torch.cat([y, r], 1).tanh() if self.kind == "read later" else y
+
+
+# By what the residual is: whether the sum takes its place.
+RESIDUALS = {"read before": True, "read later": False, "given": False, "input": False}
+
+
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_a_sum_takes_the_place_of_a_residual_that_nothing_reads_any_more(kind, monkeypatch):
+    model, taken, find = Residual(kind).eval(), [], sequence._overwritten
+    monkeypatch.setattr(sequence, "_overwritten", lambda *given: taken.append(find(*given)) or taken[-1])
+    torch._dynamo.reset()
+    f = compiled(model, conv2d="gemm", rest="eager")
+    x = image().to(memory_format=torch.channels_last)
+    before = x.clone()
+    with torch.inference_mode():
+        # Four sums of at most 36 products, one behind another: 1e-6 each.
+        assert references.relative_error(f(x), model(x)) < 1e-5
+        assert references.relative_error(f(x), model(x)) < 1e-5
+    assert torch.equal(x, before)
+    assert any(taken) is RESIDUALS[kind]

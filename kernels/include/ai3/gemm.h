@@ -131,7 +131,7 @@ inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
       for (int m = 0; m < M; ++m) f(sum[m][n], m * to.stride + n * lanes, n * lanes);
     }
   };
-  if (to.columns < N * lanes || to.activation > AI3_RELU) {
+  if (to.columns < N * lanes || to.activation > AI3_HARDSIGMOID) {
     Vec<T> copy[M][N];  // the sums themselves have no address, or they would live in memory
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
@@ -142,7 +142,13 @@ inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
   }
   if (to.bias) each([&](Vec<T>& v, int64_t, int64_t n) { v += load<Vec<T>>(to.bias + n); });
   if (to.residual) each([&](Vec<T>& v, int64_t at, int64_t) { v += load<Vec<T>>(to.residual + at); });
-  if (to.activation == AI3_RELU) each([&](Vec<T>& v, int64_t, int64_t) { v = relu(v); });
+  const auto activated = [&](auto which) {
+    if (to.activation == which) each([&](Vec<T>& v, int64_t, int64_t) { v = activate(v, which()); });
+  };
+  activated(std::integral_constant<ai3_activation, AI3_RELU>());
+  activated(std::integral_constant<ai3_activation, AI3_RELU6>());
+  activated(std::integral_constant<ai3_activation, AI3_HARDSWISH>());
+  activated(std::integral_constant<ai3_activation, AI3_HARDSIGMOID>());
   each([&](Vec<T>& v, int64_t at, int64_t) { store(to.out + at, v); });
 }
 

@@ -40,10 +40,14 @@ enum {
   // elements apart, and the elements between are not its own. Never with a residual; a convolution that sets this sets
   // AI3_EPILOGUE too.
   AI3_STRIDED_OUTPUT = 16,
-  // A convolution that may be handed such an input, its pixels input.stride[3] >= C elements apart; needs AI3_NHWC.
-  AI3_STRIDED_INPUT = 32,
+  // May be handed a residual that is the output's own memory, channels_last and dense: it reads each element of it
+  // before it writes that element of the output, once. It sets AI3_NHWC and AI3_EPILOGUE too.
+  AI3_RESIDUAL_IN_PLACE = 32,
+  // A convolution that may be handed an input that is some channels of a larger channels_last image, its pixels
+  // input.stride[3] >= C elements apart; sets AI3_NHWC too.
+  AI3_STRIDED_INPUT = 64,
   // A convolution that may be handed a prologue, which comes with 1x1 kernels without padding only.
-  AI3_PROLOGUE = 64,
+  AI3_PROLOGUE = 128,
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
