@@ -99,6 +99,11 @@ class Algorithm:
     def cost(self, spec: OpSpec) -> float | None:
         return platforms()[self.platform].cost(self, spec)
 
+    @property
+    def only_by_name(self) -> str | None:
+        """Why only a user who names it gets it, and no policy chooses it; None where they may."""
+        return platforms()[self.platform].only_by_name(self)
+
     def workspace(self, spec: OpSpec) -> int:
         return platforms()[self.platform].workspace(self, spec)
 

@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 
 def times(spec: OpSpec, *, in_graph: bool) -> Mapping[str, float]:
-    """Seconds by algorithm, `torch` among them, of those that can run the operation: from the store, or measured now.
+    """Seconds by algorithm, `torch` among them, of those that `auto` may choose: from the store, or measured now.
 
     Images are measured in the layout that each algorithm prefers where a graph keeps them so (`in_graph`), else as
     contiguous ones.
@@ -48,6 +48,7 @@ def times(spec: OpSpec, *, in_graph: bool) -> Mapping[str, float]:
         and registry.system().platforms[a.platform] is None
         and (a.platform == "torch" or spec.torch_only is None)
         and a.supports(spec) is None
+        and a.only_by_name is None
     ]
     key = _key(spec, candidates, in_graph)
     with _lock:

@@ -28,6 +28,9 @@ class Platform(Protocol):
     def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
         """The algorithm's own estimate; None without one."""
 
+    def only_by_name(self, algorithm: Algorithm) -> str | None:
+        """Why no policy may choose the algorithm, only a user who names it; None where they may."""
+
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         """Bytes of scratch memory that one call asks ai3 for, on this process's threads; 0 where it asks for none."""
 

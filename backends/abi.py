@@ -78,6 +78,7 @@ class Kernel(ctypes.Structure):
         ("flags", c_uint32),
         ("supports", CFUNCTYPE(c_char_p, POINTER(Args))),
         ("cost", CFUNCTYPE(c_double, POINTER(Args))),
+        ("only_by_name", c_char_p),
         ("workspace_bytes", _SIZE),
         ("packed_bytes", _SIZE),
         ("pack", _FILL),

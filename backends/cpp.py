@@ -104,6 +104,10 @@ class CppPlatform:
             cost += elements * spec.dtype.itemsize * 2 / BYTES_PER_NANOSECOND
         return cost
 
+    def only_by_name(self, algorithm: Algorithm) -> str | None:
+        reason = self.table(algorithm).only_by_name
+        return None if reason is None else reason.decode()
+
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         table = self.table(algorithm)
         if not table.workspace_bytes:

@@ -27,6 +27,9 @@ class TorchPlatform:
     def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
         return None
 
+    def only_by_name(self, algorithm: Algorithm) -> str | None:
+        return None
+
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         return 0
 

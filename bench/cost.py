@@ -122,7 +122,7 @@ def _row(call: Call, known: list[registry.Algorithm], rounds: int) -> dict[str, 
     sides: dict[str, Side] = {"torch": _torch(call), layers.LAST: _torch(last), "onednn": _onednn(last)}
     estimates, bare = {}, {}
     for algorithm in known:
-        if algorithm.supports(call.spec) is not None:
+        if algorithm.only_by_name is not None or algorithm.supports(call.spec) is not None:
             continue
         platform = registry.platforms()[algorithm.platform]
         nhwc = platform.prefers_channels_last(algorithm)

@@ -28,6 +28,10 @@ class Candidate(Protocol):
     def cost(self, spec: OpSpec) -> float | None:
         """Estimated time in arbitrary units, the same for all algorithms of an operation; None without an estimate."""
 
+    @property
+    def only_by_name(self) -> str | None:
+        """Why no policy chooses it, only a user who names it; None where they may. Asked where its platform can run."""
+
     def workspace(self, spec: OpSpec) -> int:
         """Bytes of scratch memory that one call asks for; 0 where it asks for none, or where nobody knows (torch)."""
 

@@ -29,7 +29,8 @@ def select(
     fits is taken. `guess` is the algorithm of the lowest estimated cost among those that fit and have an estimate
     (ties: the registry's order), and torch where none does. `default` stands for the selector `default`, the
     operation's own policy. `auto` is the fastest by `measured`, seconds by algorithm, torch's among them. With `strict`
-    none of them means torch's. An algorithm that asks for more than `max_workspace` bytes does not fit.
+    none of them means torch's, and none chooses what is `only_by_name`. An algorithm that asks for more than
+    `max_workspace` bytes does not fit.
 
     Raises UnknownAlgorithmError for an unknown name, NothingFitsError where no name fits, StrictError where only a
     policy that leaves the operation to torch would fit.
@@ -38,15 +39,16 @@ def select(
     names = parse_names(spec.operation, selector, known)
     objections = {c.qualified: _objection(c, spec, system, max_workspace) for c in known}
     fitting = [c for c in known if objections[c.qualified] is None]
+    offered = [c for c in fitting if c.only_by_name is None]
 
     for name in names:
         policy = name in POLICIES
         steps = _steps(name, default, strict)
         for step in steps:
             if step == AUTO:
-                chosen, costs = _fastest(fitting, measured or {}, strict)
+                chosen, costs = _fastest(offered, measured or {}, strict)
             elif step in POLICIES:
-                chosen, costs = _cheapest(fitting, spec)
+                chosen, costs = _cheapest(offered, spec)
             else:
                 chosen, costs = next((c for c in fitting if step in (c.name, c.qualified)), None), {}
             if chosen is None:
@@ -62,7 +64,7 @@ def select(
             return Decision(spec, selector, chosen, _why(name, step, costs), rejected, policy)
 
     trace = "\n".join(
-        f"  {c.qualified}: {objections[c.qualified] or 'fits, but ' + _not_named(selector)}" for c in known
+        f"  {c.qualified}: {objections[c.qualified] or 'fits, but ' + _not_named(c, names, selector)}" for c in known
     )
     where = f"{spec.name or '(no module)'} {'x'.join(map(str, spec.input_shape))}"
     error = StrictError if strict and any(n in POLICIES for n in names) else NothingFitsError
@@ -119,10 +121,12 @@ def _passed_over(
         return f"{verb} {costs[other.qualified] / max(costs[chosen.qualified], 1e-30):.1f}x the time"
     if other.name in considered or other.qualified in considered:
         return f"comes after {chosen.qualified} in {selector!r}"
-    if costs and other.platform != TORCH:
+    if costs and other.platform != TORCH and other.only_by_name is None:
         return "has no cost estimate"
-    return _not_named(selector)
+    return _not_named(other, considered, selector)
 
 
-def _not_named(selector: str) -> str:
+def _not_named(candidate: Candidate, considered: Sequence[str], selector: str) -> str:
+    if candidate.only_by_name is not None and any(name in POLICIES for name in considered):
+        return f"only by name: {candidate.only_by_name}"
     return f"not named by {selector!r}"

@@ -61,10 +61,10 @@ def _ranges_backwards(count: int, body: Callable[[int, int, int], None], argumen
             body(argument, begin, end)
 
 
-def runtime(failures: list[str]) -> abi.Runtime:
+def runtime(failures: list[str], threads: int) -> abi.Runtime:
     """What a kernel runs on; what it reports through `fail` is added to `failures`."""
     report = abi.Fail(lambda _, message: failures.append(message.decode(errors="replace")))
-    return abi.Runtime(num_threads=3, parallel_for=_ranges_backwards, fail=report)
+    return abi.Runtime(num_threads=threads, parallel_for=_ranges_backwards, fail=report)
 
 
 def algorithms(operation: str) -> list[registry.Algorithm]:
@@ -89,14 +89,15 @@ def run_kernel(
     within: tuple[int, int] = (0, 0),
     prologue: tuple[torch.Tensor, torch.Tensor, int] | None = None,
     in_place: bool = False,
+    threads: int = 3,
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
     `layout` is the one of the table's to use, where it has both; the preferred one if not given. `beside` are channels
     before and behind the output's own, where it is a slice of a larger image; `within` are those of the input, all NaN;
     `prologue` is a scale and a shift [C] and the number of an activation; with `in_place` the residual lies where the
-    output is written. Raises KernelMemoryError where memory is
-    written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
+    output is written; `threads` is how many the algorithm is told that there are. Raises KernelMemoryError where memory
+    is written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
     fails with.
     """
     flags = table.flags if layout is None else layout
@@ -105,7 +106,7 @@ def run_kernel(
     size = input.element_size()
     buffers: list[Guarded] = []
     failures: list[str] = []
-    runs_on = runtime(failures)
+    runs_on = runtime(failures, threads)
 
     def guarded(name: str, size_in_bytes: int, data: torch.Tensor | None = None) -> Guarded:
         buffer = Guarded(name, size_in_bytes)

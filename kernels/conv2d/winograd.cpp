@@ -1,166 +1,42 @@
-// Winograd's minimal filtering F(4x4, 3x3), and F(2x2, 3x3) where its smaller weights or tiles pay.
-// Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308; a block of
-// tiles goes through all stages while in cache, after Gelashvili et al., "L3 Fusion", arXiv 1912.02165.
-//
-// A tile is an MxM square of outputs. Stages for a block of tiles: the input transform writes V
-// [frequency][tile][channel]; for each panel of output channels (M+2)^2 matrix products give [frequency][tile][channel
-// of the panel], which the output transform turns into pixels. Threads own blocks of tiles, or, where blocks are few or
-// the weights large, share one block's V and split the panels. Weights are packed
-// [group][panel][frequency][channel][channel of the panel].
-#include <algorithm>
-#include <cassert>
-
-#include "ai3/kernel.h"
-#include "ai3/winograd_tile.h"
+// Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) where its smaller weights or tiles pay, and in one dimension
+// F(4, 3) and F(2, 7).
+// Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
+#include "ai3/winograd_conv.h"
+#include "ai3/winograd_line.h"
 
 namespace {
 
 using ai3::ceil_div;
-using ai3::kPanelColumns;
-using ai3::WinogradShape;
+using ai3::WinogradLine;
+using ai3::WinogradSquare;
 
-constexpr int64_t kBlockBytes = 1000 * 1024;  // of V and the products, which stay in L2
-// Tiles of a block. With fewer than kMinBlock the weights, which stream from L3 once a block, are what takes the time.
-constexpr int64_t kMinBlock = 30, kMaxBlock = 96;
-constexpr double kStreamedBytes = 12e6;  // of weights that are better read once by all threads together
-
-WinogradShape shape_of(const ai3_args* a) {
-  const int64_t bytes = a->dtype == AI3_FLOAT64 ? 8 : 4, lanes = ai3::kVectorBytes / bytes;
-  const int64_t panel = ai3::kPanelVectors * lanes;
-  const int64_t threads = a->runtime ? std::max(1, a->runtime->num_threads) : 1;
-  WinogradShape s{};
-  s.m = ai3::winograd_tile_size(a);
-  s.frequencies = (s.m + 2) * (s.m + 2);
-  s.channels = a->weight.size[1];
-  s.filters = a->weight.size[0] / std::max<int64_t>(1, a->groups);
-  s.panels = ceil_div(s.filters, panel);
-  s.width = ceil_div(s.filters, panel / 2) * (panel / 2);
-  s.tile_rows = ceil_div(a->output.size[2], s.m);
-  s.tile_columns = ceil_div(a->output.size[3], s.m);
-  s.tiles = a->output.size[0] * s.tile_rows * s.tile_columns;
-  // Rows are padded and planes are an odd number of cache lines apart, as powers of two would share cache sets.
-  s.row = ceil_div(s.channels, lanes) * lanes + lanes;
-  const int64_t tile_bytes = s.frequencies * (s.row + panel) * bytes;
-  const int64_t fit = std::clamp(kBlockBytes / tile_bytes, kMinBlock, kMaxBlock);
-  const double weight_bytes = double(s.frequencies) * double(s.channels) * double(s.filters) * double(bytes);
-  s.share = a->groups == 1 && s.panels >= threads &&
-            (weight_bytes > kStreamedBytes || (threads > 1 && s.tiles < threads * ai3::kBlockRows));
-  s.blocks =
-      s.share ? ceil_div(s.tiles, kMaxBlock) : std::min(s.tiles, ceil_div(ceil_div(s.tiles, fit), threads) * threads);
-  s.block = ceil_div(s.tiles, std::max<int64_t>(1, s.blocks));
-  s.blocks = ceil_div(s.tiles, std::max<int64_t>(1, s.block));
-  s.plane = (s.block * s.row / lanes | 1) * lanes;
-  s.result_plane = s.block * panel + lanes;
-  s.v_elements = s.frequencies * s.plane;
-  s.result_elements = s.frequencies * s.result_plane;
-  s.slots = std::min(threads, s.share ? s.panels : s.blocks);
-  s.slot_panels = s.share ? ceil_div(s.panels, std::max<int64_t>(1, s.slots)) : 1;
-  return s;
-}
-
-// What one parallel_for works on.
-struct Work {
-  const ai3_args* args;
-  WinogradShape shape;
-  int64_t block;  // with a shared V
-};
-
-template <typename T>
-T* shared_v(const Work& w) {
-  return static_cast<T*>(w.args->workspace);
-}
-
-template <typename T>
-T* slot_results(const Work& w, int64_t slot) {
-  const WinogradShape& s = w.shape;
-  return static_cast<T*>(w.args->workspace) + (s.share ? s.v_elements : s.slots * s.v_elements) +
-         slot * s.slot_panels * s.result_elements;
-}
-
-// Panels [begin, end) of output channels for a block of tiles, from V to pixels. A frequency's V is read by all panels
-// while it is in cache.
-template <int M, typename T>
-void run_panels(const Work& w, int64_t group, int64_t begin, int64_t end, int64_t first, int64_t tiles, const T* v,
-                T* results) {
-  const WinogradShape& s = w.shape;
-  constexpr int64_t columns = kPanelColumns<T>;
-  const auto width = [&](int64_t panel) { return std::min(columns, s.width - panel * columns); };
-  const auto weights = [&](int64_t panel, int64_t f) {
-    return static_cast<const T*>(w.args->packed) + s.frequencies * s.channels * (group * s.width + panel * columns) +
-           f * s.channels * width(panel);
-  };
-  for (int64_t f = 0; f < s.frequencies; ++f) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const T *b = weights(panel, f), *next = panel + 1 < end ? weights(panel + 1, f) : weights(begin, f + 1);
-      T* products = results + (panel - begin) * s.result_elements + f * s.result_plane;
-      if (width(panel) == columns)
-        ai3::multiply_tiles<ai3::kPanelVectors>(v + f * s.plane, s.row, b, s.channels, tiles, products, columns, next);
-      else
-        ai3::multiply_tiles<ai3::kPanelVectors / 2>(v + f * s.plane, s.row, b, s.channels, tiles, products, columns,
-                                                    next);
-    }
-  }
-  for (int64_t panel = begin; panel < end; ++panel, results += s.result_elements) {
-    const int64_t filter = panel * columns, filters = std::min(columns, s.filters - filter);
-    for (int64_t t = 0; t < tiles; ++t)
-      ai3::transform_output<M>(w.args, s, group * s.filters + filter, filters, width(panel), first + t,
-                               results + t * columns);
-  }
-}
-
-template <int M, typename T>
-void run_blocks(void* arg, int64_t begin, int64_t end) {
-  const Work& w = *static_cast<const Work*>(arg);
-  const WinogradShape& s = w.shape;
-  for (int64_t slot = begin; slot < end; ++slot) {
-    T *v = shared_v<T>(w) + slot * s.v_elements, *results = slot_results<T>(w, slot);
-    for (int64_t block = slot * s.blocks / s.slots; block < (slot + 1) * s.blocks / s.slots; ++block) {
-      const int64_t first = block * s.block, tiles = std::min(s.block, s.tiles - first);
-      for (int64_t group = 0; group < w.args->groups; ++group) {
-        for (int64_t t = 0; t < tiles; ++t) ai3::transform_input<M>(w.args, s, group, first + t, v + t * s.row);
-        for (int64_t panel = 0; panel < s.panels; ++panel)
-          run_panels<M>(w, group, panel, panel + 1, first, tiles, v, results);
-      }
-    }
-  }
-}
-
-template <int M, typename T>
-void share_input(void* arg, int64_t begin, int64_t end) {
-  const Work& w = *static_cast<const Work*>(arg);
-  for (int64_t t = begin; t < end; ++t)
-    ai3::transform_input<M>(w.args, w.shape, 0, w.block * w.shape.block + t, shared_v<T>(w) + t * w.shape.row);
-}
-
-template <int M, typename T>
-void share_panels(void* arg, int64_t begin, int64_t end) {
-  const Work& w = *static_cast<const Work*>(arg);
-  const WinogradShape& s = w.shape;
-  const int64_t first = w.block * s.block, tiles = std::min(s.block, s.tiles - first);
-  for (int64_t slot = begin; slot < end; ++slot)
-    run_panels<M>(w, 0, slot * s.panels / s.slots, (slot + 1) * s.panels / s.slots, first, tiles, shared_v<T>(w),
-                  slot_results<T>(w, slot));
-}
-
-template <int M, typename T>
-void run_tiles(const ai3_args* a) {
-  Work w{a, shape_of(a), 0};
-  if (!w.shape.share) return a->runtime->parallel_for(w.shape.slots, run_blocks<M, T>, &w);
-  for (; w.block < w.shape.blocks; ++w.block) {
-    a->runtime->parallel_for(std::min(w.shape.block, w.shape.tiles - w.block * w.shape.block), share_input<M, T>, &w);
-    a->runtime->parallel_for(w.shape.slots, share_panels<M, T>, &w);
-  }
-}
+// F(4, 7) would take less time, but has twice the error of F(4x4, 3x3).
+using Line3 = WinogradLine<4, 3>;
+using Line7 = WinogradLine<2, 7>;
 
 const char* supports(const ai3_args* a) {
-  if (a->kernel_h != 3 || a->kernel_w != 3) return "needs a 3x3 kernel";
-  if (a->stride_h != 1 || a->stride_w != 1) return "needs stride 1";
-  if (a->dilation_h != 1 || a->dilation_w != 1) return "needs dilation 1";
-  return ai3::conv_supports(a);
+  if (!WinogradSquare<4>::fits(a) && !Line3::fits(a) && !Line7::fits(a))
+    return "needs a 3x3, 1x3, 3x1, 1x7 or 7x1 kernel";
+  return ai3::winograd_supports(a);
+}
+
+// Outputs along a side. For 3x3 the faster of F(4x4) and F(2x2) for one image, as the packed weights should not depend
+// on the batch. F(4x4) computes less but has 36 / 16 the weights, which it must read even for few tiles.
+int64_t tile_size(const ai3_args* a) {
+  if (Line3::fits(a)) return Line3::kOutputs;
+  if (Line7::fits(a)) return Line7::kOutputs;
+  int64_t best = 4;
+  double best_time = 0;
+  for (const int64_t m : {4, 2}) {
+    const double tiles = double(ceil_div(a->output.size[2], m)) * double(ceil_div(a->output.size[3], m));
+    const double time = double((m + 2) * (m + 2)) * std::max(2 * tiles / 100, 4.0 / 20);
+    if (m == 4 || time < best_time) best = m, best_time = time;
+  }
+  return best;
 }
 
 double cost(const ai3_args* a) {
-  const WinogradShape s = shape_of(a);
+  const ai3::WinogradShape s = ai3::winograd_shape(a, tile_size(a));
   const double bytes = a->dtype == AI3_FLOAT64 ? 8 : 4, f = double(s.frequencies) * double(a->groups);
   const double channels = double(s.channels), width = double(s.width), tiles = double(s.tiles);
   // A register block of products costs 8 steps to begin and store; the transforms do more than move their elements.
@@ -170,38 +46,23 @@ double cost(const ai3_args* a) {
   return copies + products + f * channels * width * bytes / 20 + f * tiles * (double(s.row) + width) * bytes / 15;
 }
 
-size_t workspace_bytes(const ai3_args* a) {
-  const WinogradShape s = shape_of(a);
-  const int64_t elements = (s.share ? 1 : s.slots) * s.v_elements + s.slots * s.slot_panels * s.result_elements;
-  return size_t(elements * (a->dtype == AI3_FLOAT64 ? 8 : 4));
-}
+size_t workspace_bytes(const ai3_args* a) { return ai3::winograd_workspace_bytes(a, tile_size(a)); }
+size_t packed_bytes(const ai3_args* a) { return ai3::winograd_packed_bytes(a, tile_size(a)); }
 
-size_t packed_bytes(const ai3_args* a) {
-  const WinogradShape s = shape_of(a);
-  return size_t(a->groups * s.frequencies * s.channels * s.width * (a->dtype == AI3_FLOAT64 ? 8 : 4));
+template <typename Use>
+void with_tile(const ai3_args* a, Use use) {
+  if (Line3::fits(a)) return use(Line3{});
+  if (Line7::fits(a)) return use(Line7{});
+  if (tile_size(a) == 4) return use(WinogradSquare<4>{});
+  use(WinogradSquare<2>{});
 }
-
-int64_t pack_variant(const ai3_args* a) { return ai3::winograd_tile_size(a); }
 
 void pack(const ai3_args* a, void* dst) {
-  assert(a->weight.data && dst && !supports(a));
-  const WinogradShape s = shape_of(a);
-  const bool four = s.m == 4;
-  if (a->dtype == AI3_FLOAT64)
-    (four ? ai3::transform_weights<4, double> : ai3::transform_weights<2, double>)(a, s, static_cast<double*>(dst));
-  else
-    (four ? ai3::transform_weights<4, float> : ai3::transform_weights<2, float>)(a, s, static_cast<float*>(dst));
+  with_tile(a, [=](auto tile) { ai3::winograd_pack<decltype(tile)>(a, dst); });
 }
 
 void run(const ai3_args* a) {
-  assert(a->input.data && a->output.data && a->packed && a->workspace && a->runtime && !supports(a));
-  assert(a->weight.size[1] > 0 && a->groups > 0 && a->input.size[1] == a->weight.size[1] * a->groups);
-  assert(!a->has_bias == !a->bias && !a->has_residual == !a->residual.data);
-  const bool four = ai3::winograd_tile_size(a) == 4;
-  if (a->dtype == AI3_FLOAT64)
-    (four ? run_tiles<4, double> : run_tiles<2, double>)(a);
-  else
-    (four ? run_tiles<4, float> : run_tiles<2, float>)(a);
+  with_tile(a, [=](auto tile) { ai3::winograd_run<decltype(tile)>(a); });
 }
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
@@ -214,7 +75,7 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .workspace_bytes = workspace_bytes,
                            .packed_bytes = packed_bytes,
                            .pack = pack,
-                           .pack_variant = pack_variant,
+                           .pack_variant = tile_size,
                            .run = run};
 
 }  // namespace

@@ -94,7 +94,8 @@ def profiled(call) -> tuple[torch.Tensor, set[str]]:
 
 
 def check(found: torch.Tensor, expected: torch.Tensor, rows: Iterable[Row], ran: set[str]) -> None:
-    # A network amplifies the rounding of its layers: 1e-6 a layer (Winograd 5e-6), some hundred layers deep.
+    # A network amplifies the rounding of its layers: 1e-6 a layer (Winograd 5e-6, or 2e-5 with 6x6 tiles), some hundred
+    # layers deep.
     assert references.relative_error(found, expected) < 1e-4
     assert found.stride() == expected.stride()
     labels = {f"{OPERATIONS[row.operation].op_name}[{row.algorithm}]" for row in rows if "@" in row.algorithm}
@@ -123,7 +124,7 @@ def test_every_convolution_algorithm(name, algorithm):
     for row in rows:
         # Where the first choice did not run, its row must say that it cannot, and why.
         assert row.algorithm == algorithm.qualified or row.rejected[algorithm.qualified].startswith("needs"), row
-    if algorithm.name != "winograd":
+    if algorithm.name not in ("winograd", "winograd6"):
         assert {row.algorithm for row in rows} == {algorithm.qualified}
 
 

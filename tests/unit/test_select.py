@@ -19,6 +19,7 @@ class Fake:
     objection: str | None = None
     estimate: float | None = field(default=None)
     scratch: int = 0
+    only_by_name: str | None = None
 
     @property
     def qualified(self) -> str:
@@ -154,6 +155,33 @@ def test_algorithms_of_other_operations_are_not_considered():
     other = Fake("gemm", operation="linear", estimate=0.0)
     decision = choose("guess", (other, DIRECT))
     assert decision.chosen is DIRECT and decision.rejected == ()
+
+
+NAMED = Fake("odd", estimate=0.1, only_by_name="has 4 times the rounding error")
+
+
+def test_policies_pass_over_what_is_chosen_only_by_name():
+    algorithms = (DIRECT, NAMED, GEMM, TORCH)
+    for selector in ("guess", "default"):
+        decision = choose(selector, algorithms)
+        assert decision.chosen is GEMM and decision.why == f"{selector}: lowest estimated cost of 2"
+        assert reasons(decision)["odd@cpp"] == "only by name: has 4 times the rounding error"
+    measured = {"odd@cpp": 1e-9, "gemm@cpp": 1.0}
+    decision = select(spec(), "auto", algorithms, SYSTEM, default="guess|torch", measured=measured)
+    assert decision.chosen is GEMM
+    assert reasons(decision)["odd@cpp"] == "only by name: has 4 times the rounding error"
+
+
+@pytest.mark.parametrize("selector", ["odd", "odd@cpp", "odd|default", "winograd|odd|auto"])
+def test_what_is_chosen_only_by_name_is_chosen_by_its_name(selector):
+    assert choose(selector, (DIRECT, NAMED, WINOGRAD, TORCH)).chosen is NAMED
+
+
+def test_what_is_chosen_only_by_name_is_no_way_out_of_strict():
+    with pytest.raises(StrictError, match="odd@cpp: fits, but only by name: has 4 times"):
+        choose("default", (NAMED, TORCH), strict=True)
+    assert choose("default", (NAMED, TORCH)).chosen is TORCH
+    assert reasons(choose("direct", (DIRECT, NAMED)))["odd@cpp"] == "not named by 'direct'"
 
 
 MEASURED = {"direct@cpp": 2e-3, "gemm@cpp": 5e-3, "torch": 1e-3, "winograd@cpp": 1e-6}

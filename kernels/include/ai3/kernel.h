@@ -115,6 +115,9 @@ typedef struct ai3_kernel {
   const char* (*supports)(const ai3_args* args);
   // Optional: estimated nanoseconds on a core with 100 GFLOP/s of fused multiply-adds and 20 GB/s; only ratios matter.
   double (*cost)(const ai3_args* args);
+  // Optional: why it runs only where a user names it ("has 4 times the rounding error"); `default`, `guess` and `auto`
+  // pass over it. Null where they may choose it.
+  const char* only_by_name;
   // Optional: scratch for one call.
   size_t (*workspace_bytes)(const ai3_args* args);
   // Optional: weights transformed once a weight. pack() reads args->weight (contiguous) and writes packed_bytes() at
