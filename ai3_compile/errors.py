@@ -72,6 +72,15 @@ class ActivationGradientError(Ai3Error):
     )
 
 
+class PrologueGradientError(Ai3Error):
+    """A gradient is asked for through a prologue, which only inference fuses."""
+
+    template = (
+        "{operation} has no gradient through the batch norm of its input, which it was called with as its prologue. "
+        "Call it without one, and torch's batch norm before it."
+    )
+
+
 class RegistrationError(Ai3Error):
     """An algorithm cannot be registered as it is."""
 

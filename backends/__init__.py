@@ -40,6 +40,12 @@ class Platform(Protocol):
     def writes_slices(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm can write its result into some channels of a larger image, in channels_last."""
 
+    def reads_slices(self, algorithm: Algorithm) -> bool:
+        """Whether the algorithm reads an input that is some channels of a larger image as it lies, in channels_last."""
+
+    def applies_prologues(self, algorithm: Algorithm) -> bool:
+        """Whether the algorithm applies a batch norm and an activation to its input as it reads it."""
+
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm can add its result to an image, in channels_last, that lies where it is written."""
 

@@ -8,7 +8,7 @@ from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_s
 ABI_VERSION = 5
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
-NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE = 1, 2, 4, 8, 16, 32
+NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE, STRIDED_INPUT, PROLOGUE = (1 << i for i in range(8))
 
 RangeFunction = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 ParallelFor = CFUNCTYPE(None, c_int64, RangeFunction, c_void_p)
@@ -65,6 +65,10 @@ class Args(ctypes.Structure):
         ("workspace", c_void_p),
         ("runtime", POINTER(Runtime)),
         ("stream", c_void_p),
+        ("prologue_scale", c_void_p),
+        ("prologue_shift", c_void_p),
+        ("has_prologue", c_int32),
+        ("prologue_activation", c_int32),
     ]
 
 

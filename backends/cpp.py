@@ -122,6 +122,12 @@ class CppPlatform:
     def writes_slices(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.STRIDED_OUTPUT)
 
+    def reads_slices(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.STRIDED_INPUT)
+
+    def applies_prologues(self, algorithm: Algorithm) -> bool:
+        return bool(self.table(algorithm).flags & abi.PROLOGUE)
+
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.RESIDUAL_IN_PLACE)
 

@@ -39,6 +39,12 @@ class TorchPlatform:
     def writes_slices(self, algorithm: Algorithm) -> bool:
         return False
 
+    def reads_slices(self, algorithm: Algorithm) -> bool:
+        return False
+
+    def applies_prologues(self, algorithm: Algorithm) -> bool:
+        return False
+
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         return False
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
+from ..errors import PrologueGradientError
 from ..selection import OpSpec, TensorSpec
 from . import activations
 from .base import (
@@ -144,6 +145,10 @@ class Conv2d(Operation):
     def for_function(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         a = arguments
         input, weight, bias = a["input"], a["weight"], a["bias"]
+        if a["prologue_mean"] is not None:
+            scale, shift = a["prologue_weight"], a["prologue_bias"]
+            input = F.batch_norm(input, a["prologue_mean"], a["prologue_var"], scale, shift, eps=a["prologue_eps"])
+            input = activations.apply(input, a["prologue_activation"])
         padding = equal_paddings((a["pad_top"], a["pad_bottom"], a["pad_left"], a["pad_right"]))
         if len(padding) == 4:
             top, bottom, left, right = padding
@@ -191,7 +196,9 @@ class Conv2d(Operation):
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         input, weight, bias = inputs[:3]
-        residual, ctx.activation, bn_weight, bn_bias, mean, var, ctx.eps = inputs[15:22]
+        residual, ctx.activation, bn_weight, bn_bias, mean, var, ctx.eps, *prologue = inputs[15:]
+        if any(isinstance(value, torch.Tensor) for value in prologue):
+            raise PrologueGradientError(operation=self.op_name)
         ctx.window = inputs[3:12]
         ctx.has_residual = residual is not None
         ctx.save_for_backward(input, weight, bias, bn_weight, bn_bias, mean, var, output if ctx.activation else None)
@@ -235,7 +242,7 @@ class Conv2d(Operation):
             grad_residual,
             None,
             *bn_grads,
-            None,
+            *(None,) * 7,
         )
 
 

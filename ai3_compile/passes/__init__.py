@@ -1,14 +1,14 @@
-"""The graph passes over ATen graphs, in the order they run: select, fold, fuse, decompose, layout, concat,
-sequence."""
+"""The graph passes over ATen graphs, in the order they run: select, fold, fuse, prologue, decompose, layout,
+concat, sequence."""
 
 from __future__ import annotations
 
 from torch.fx import Graph
 
-from . import concat, decompose, fold, fuse, layout, select, sequence
+from . import concat, decompose, fold, fuse, layout, prologue, select, sequence
 from .context import Context
 
-PASSES = (select.run, fold.run, fuse.run, decompose.run, layout.run, concat.run, sequence.run)
+PASSES = (select.run, fold.run, fuse.run, prologue.run, decompose.run, layout.run, concat.run, sequence.run)
 
 
 def run(graph: Graph, context: Context) -> None:

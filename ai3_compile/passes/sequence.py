@@ -34,7 +34,7 @@ def run(graph: Graph, context: Context) -> None:
     while True:
         runs = list(_runs(graph, images))
         # A sequence writes into none of its inputs: an image belongs to where all is that writes into it.
-        parted = {image for image in images if not any(_needed_by(image) <= set(nodes) for nodes in runs)}
+        parted = {image for image in images if not any(_is_whole(image, set(nodes)) for nodes in runs)}
         if not parted:
             break
         images -= parted
@@ -63,6 +63,9 @@ def _runs(graph: Graph, images: set[Node]) -> Iterator[list[Node]]:
 def _fits(node: Node, before: set[Node], images: set[Node]) -> bool:
     if node in images:
         return True
+    if node.target is aten.slice.Tensor:
+        from_image = node.args[0] in before and node.args[0] in images
+        return from_image and bool(node.users) and all(is_ai3(user, *_NAMES) for user in node.users)
     if node.target is aten.sym_size.int:
         return bool(node.users) and set(node.users) <= images
     if node.target in _TORCH:
@@ -117,6 +120,12 @@ def _image(node: Node) -> tuple[Node, int, tuple[int, ...]] | None:
     return (like, -1, rest) if isinstance(batch, Node) and batch.args == (like, 0) else None
 
 
+def _is_whole(image: Node, nodes: set[Node]) -> bool:
+    """Whether a sequence has all that it needs to make the image, and none of its slices is wanted outside."""
+    slices = {node for node in image.users if node.target is aten.slice.Tensor} & nodes
+    return _needed_by(image) <= nodes and all(nodes.issuperset(node.users) for node in slices)
+
+
 def _needed_by(image: Node) -> set[Node]:
     """What must be in a sequence together: the image, its size, and whatever writes into it."""
     writers = {user for user in image.users if is_ai3(user, *_INTO) and user.args[0] is image}
@@ -147,6 +156,7 @@ def _overwritten(node: Node, nodes: Sequence[Node], context: Context) -> Node | 
     fits = (
         registry.platforms()[algorithm.platform].adds_in_place(algorithm)
         and residual in so_far
+        and node.kwargs.get("prologue_mean") is None  # conv2d_into has none
         and (is_ai3(residual) or residual.target is aten.mul.Tensor)
         and not any(is_ai3(user, *_INTO) and user.args[0] is residual for user in residual.users)
         and all(user in so_far and user.target is not aten.view.default for user in residual.users)
@@ -178,6 +188,10 @@ def _join(graph: Graph, nodes: list[Node], context: Context) -> None:
             assert image is not None
             like, batch, rest = image
             name, words = "image", [f"t{numbers[like]}", *(f"i{size}" for size in (batch, *rest))]
+        elif node.target is aten.slice.Tensor:
+            source, _, begin, end = node.args
+            assert isinstance(source, Node)
+            name, words = "part", [f"t{numbers[source]}", f"i{begin}", f"i{end}"]
         elif operation is aten.view.default:
             base, sizes = node.args
             unknown = (size if isinstance(size, int) else -1 for size in sizes)  # type: ignore[union-attr]
@@ -253,6 +267,7 @@ def _empty(like: torch.Tensor, batch: int, channels: int, height: int, width: in
 
 _MADE: dict[str, Callable[..., torch.Tensor]] = {
     "image": _empty,
+    "part": lambda image, begin, end: image[:, begin:end],
     "mul": torch.mul,
     "view": lambda base, *sizes: base.view(sizes),
 }

@@ -29,6 +29,8 @@ class Row:
     """Every other algorithm and the reason against it."""
     fused: list[str] = field(default_factory=list)
     """What runs inside this operation: batch_norm, add, hardswish; concat, where it writes into a concatenation."""
+    prologue: list[str] = field(default_factory=list)
+    """What runs inside this operation on its input: batch_norm, relu."""
     chosen: str = ""
     """As `algorithm`, also where the operation was then fused into another."""
     selector: str = ""
@@ -36,11 +38,16 @@ class Row:
     by_policy: bool = False
     """Whether `default` or `guess` chose."""
 
+    @property
+    def computed(self) -> str:
+        """The algorithm with all that runs inside it: `batch_norm + relu -> gemm@cpp + add`."""
+        stages = [self.prologue] if self.prologue else []
+        return " -> ".join(" + ".join(stage) for stage in [*stages, [self.algorithm, *self.fused]])
+
     def __str__(self) -> str:
-        extra = "".join(f" + {name}" for name in self.fused)
         against = "; ".join(f"{name}: {reason}" for name, reason in self.rejected.items())
         shape = "x".join(map(str, self.input_shape))
-        return f"{self.operation} {self.name} {shape}: {self.algorithm}{extra} ({self.why}); not {against}"
+        return f"{self.operation} {self.name} {shape}: {self.computed} ({self.why}); not {against}"
 
 
 class GraphReport:
@@ -80,10 +87,13 @@ class GraphReport:
         if old in self._nodes:
             self._nodes[new] = self._nodes.pop(old)
 
-    def fused(self, node: Node, absorbed: Node, what: str) -> None:
-        """`absorbed` now runs inside `node`."""
+    def fused(self, node: Node, absorbed: Node, what: str, before: bool = False) -> None:
+        """`absorbed` now runs inside `node`: behind its operation, or before all that does so already."""
         host = self._nodes[node]
-        host.fused.append(what)
+        if before:
+            host.prologue.insert(0, what)
+        else:
+            host.fused.append(what)
         row = self._nodes.pop(absorbed, None)
         if row is not None:
             row.algorithm, row.why = "fused", f"runs inside {host.operation} {host.name or '(no module)'}"

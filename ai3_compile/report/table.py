@@ -29,8 +29,7 @@ def format_rows(rows: Sequence[Row], title: str = "") -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    algorithm = " + ".join([row.algorithm, *row.fused])
-    return (row.name or "(no module)", row.operation, "x".join(map(str, row.input_shape)), algorithm, row.why)
+    return (row.name or "(no module)", row.operation, "x".join(map(str, row.input_shape)), row.computed, row.why)
 
 
 def _join(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -208,6 +208,8 @@ def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
         yield out
     if table.flags & abi.STRIDED_OUTPUT and call.residual is None:
         yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, fused[1], abi.NHWC, BESIDE)
+    if table.flags & abi.STRIDED_INPUT:
+        yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, *fused, abi.NHWC, within=BESIDE)
     if table.flags & abi.RESIDUAL_IN_PLACE and call.residual is not None:
         yield harness.run_kernel(
             table, call.spec, call.input, call.weight, call.bias, *fused, layout=abi.NHWC, in_place=True

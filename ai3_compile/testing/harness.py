@@ -86,16 +86,19 @@ def run_kernel(
     activation: int = 0,
     layout: int | None = None,
     beside: tuple[int, int] = (0, 0),
+    within: tuple[int, int] = (0, 0),
+    prologue: tuple[torch.Tensor, torch.Tensor, int] | None = None,
     in_place: bool = False,
     threads: int = 3,
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
     `layout` is the one of the table's to use, where it has both; the preferred one if not given. `beside` are channels
-    before and behind the output's own, where it is a slice of a larger image; with `in_place` the residual lies where
-    the output is written; `threads` is how many the algorithm is told that there are. Raises KernelMemoryError where
-    memory is written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the
-    algorithm fails with.
+    before and behind the output's own, where it is a slice of a larger image; `within` are those of the input, all NaN;
+    `prologue` is a scale and a shift [C] and the number of an activation; with `in_place` the residual lies where the
+    output is written; `threads` is how many the algorithm is told that there are. Raises KernelMemoryError where memory
+    is written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
+    fails with.
     """
     flags = table.flags if layout is None else layout
     channels_last = bool(flags & abi.NHWC) and input.dim() == 4
@@ -113,7 +116,20 @@ def run_kernel(
         buffers.append(buffer)
         return buffer
 
-    args.input.data = guarded("input", input.numel() * size, input).address
+    if any(within):
+        n, c, h, w = input.shape
+        held = guarded("input", n * h * w * (c + sum(within)) * size)
+        pixels_of = held.view(input.dtype).reshape(n, h, w, c + sum(within))
+        pixels_of[..., within[0] : within[0] + c] = input.permute(0, 2, 3, 1)
+        args.input.data = held.address + within[0] * size
+        args.input.stride[:4] = cpp.tensor_of((n, c + sum(within), h, w), channels_last).stride[:4]
+    else:
+        args.input.data = guarded("input", input.numel() * size, input).address
+    if prologue is not None:
+        scale, shift, args.prologue_activation = prologue
+        args.prologue_scale = guarded("prologue_scale", scale.numel() * size, scale).address
+        args.prologue_shift = guarded("prologue_shift", shift.numel() * size, shift).address
+        args.has_prologue = 1
     channels = spec.output_shape[1] if channels_last else 1
     pixels, width = math.prod(spec.output_shape) // channels, channels + sum(beside)
     output = guarded("output", pixels * width * size, residual if in_place else None)
@@ -143,7 +159,8 @@ def run_kernel(
         table.make_plan(args, args.plan)
     if table.workspace_bytes and (workspace := table.workspace_bytes(args)):
         args.workspace = guarded("workspace", workspace).address
-    inputs = {b.name: b.bytes.clone() for b in buffers if b.name in ("input", "weight", "bias", "residual")}
+    scratch = ("output", "packed", "plan", "workspace")
+    inputs = {b.name: b.bytes.clone() for b in buffers if b.name not in scratch}
     table.run(args)
     for buffer in buffers:
         buffer.check()

@@ -96,6 +96,23 @@ Tensor image_as(const Tensor& t, bool channels_last) {
   return torch::stable::contiguous(batched, MemoryFormat::ChannelsLast);
 }
 
+// Elements between the pixels of an image that is some of the channels of a larger channels_last one; 0 for another.
+int64_t pixel_stride(const Tensor& t) {
+  if (t.dim() != 4 || t.numel() == 0) return 0;
+  const auto sizes = image_sizes(t), within = std::array<int64_t, 4>{sizes[0], 1, sizes[2], sizes[3]};
+  const auto pixels = image_strides(within, true);
+  for (const int d : {3, 2, 0}) {
+    if (sizes[d] == 1) continue;
+    const int64_t stride = t.stride(d) / pixels[d];
+    const auto expected = image_strides({sizes[0], stride, sizes[2], sizes[3]}, true);
+    for (int i = 0; i < 4; ++i) {
+      if (sizes[i] != 1 && t.stride(i) != expected[i]) return 0;
+    }
+    return stride >= sizes[1] ? stride : 0;
+  }
+  return 0;
+}
+
 ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable) {
   ai3_tensor view{};
   view.data = writable ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
@@ -107,6 +124,36 @@ ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable) {
     view.stride[d] = strides[d];
   }
   return view;
+}
+
+// Fills in the input, which is copied where the algorithm does not take it as it lies; gives what holds its memory.
+Tensor set_input(ai3_args& args, const LoadedKernel& kernel, const Tensor& input, bool channels_last) {
+  AI3_CHECK(args.has_prologue == 0 || (kernel.table->flags & AI3_PROLOGUE) != 0, kernel.label,
+            " cannot apply a batch norm to its input");
+  args.dtype = dtype_of(input);
+  const bool takes_slices = channels_last && (kernel.table->flags & AI3_STRIDED_INPUT) != 0;
+  if (const int64_t stride = takes_slices ? pixel_stride(input) : 0; stride > 0) {
+    args.input = image_view(input, true, false);
+    const auto sizes = image_sizes(input);
+    const auto strides = image_strides({sizes[0], stride, sizes[2], sizes[3]}, true);
+    std::copy(strides.begin(), strides.end(), args.input.stride);
+    return input;
+  }
+  const Tensor in = image_as(input, channels_last);
+  args.input = image_view(in, channels_last, false);
+  return in;
+}
+
+// Gives what keeps the weight alive.
+PreparedWeight set_weight(ai3_args& args, const LoadedKernel& kernel, int64_t id, const WeightSource* source) {
+  if (source == nullptr) return {};
+  PreparedWeight prepared = prepare_weight(kernel, id, args, *source);
+  args.weight.data = const_cast<void*>(prepared.weight);
+  args.bias = prepared.bias;
+  args.packed = prepared.packed;
+  args.prologue_scale = prepared.prologue_scale;
+  args.prologue_shift = prepared.prologue_shift;
+  return prepared;
 }
 
 template <typename T>
@@ -200,9 +247,7 @@ Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_cha
   const std::array<int64_t, 4> sizes = {image_sizes(input)[0], out_channels, out_h, out_w};
   Tensor result = empty_image(input, sizes, channels_last);
 
-  args.dtype = dtype_of(input);
-  const Tensor in = image_as(input, nhwc);
-  args.input = image_view(in, nhwc, false);
+  const Tensor in = set_input(args, kernel, input, nhwc);
   const bool direct_output = image_is(result, nhwc);
   Tensor out = direct_output ? result : empty_image(in, sizes, nhwc);
   if (!direct_output && !image_is(out, nhwc)) {
@@ -218,13 +263,7 @@ Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_cha
   }
   check_supported(kernel, args);
   if (result.numel() == 0) return result;
-  PreparedWeight prepared{};
-  if (weight != nullptr) {
-    prepared = prepare_weight(kernel, id, args, *weight);
-    args.weight.data = const_cast<void*>(prepared.weight);
-    args.bias = prepared.bias;
-    args.packed = prepared.packed;
-  }
+  const PreparedWeight prepared = set_weight(args, kernel, id, weight);
   run_kernel(kernel, id, args, result.numel());
   if (!direct_output) torch::stable::copy_(result, out.dim() == result.dim() ? out : torch::stable::squeeze(out, 0));
   return result;
@@ -255,9 +294,7 @@ void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& inp
             channel + out_channels, " are not among the output's ", image.size(1));
   AI3_CHECK(image_is(image, true), op, ": the output is not dense in channels_last");
 
-  args.dtype = dtype_of(input);
-  const Tensor in = image_as(input, true);
-  args.input = image_view(in, true, false);
+  const Tensor in = set_input(args, kernel, input, true);
   args.output = image_view(image, true, true);
   args.output.size[1] = out_channels;
   if (adds) {
@@ -268,13 +305,7 @@ void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& inp
   const int64_t elements = image.size(0) * out_channels * out_h * out_w;
   if (elements == 0) return;
   args.output.data = static_cast<char*>(args.output.data) + channel * static_cast<int64_t>(image.element_size());
-  PreparedWeight prepared{};
-  if (weight != nullptr) {
-    prepared = prepare_weight(kernel, id, args, *weight);
-    args.weight.data = const_cast<void*>(prepared.weight);
-    args.bias = prepared.bias;
-    args.packed = prepared.packed;
-  }
+  const PreparedWeight prepared = set_weight(args, kernel, id, weight);
   run_kernel(kernel, id, args, elements);
 }
 

@@ -69,6 +69,7 @@ struct PreparedWeight {
   const void* weight;  // contiguous, batch norm folded in
   const void* bias;
   const void* packed;
+  const void *prologue_scale, *prologue_shift;
   std::shared_ptr<void> keep;
 };
 
@@ -82,6 +83,7 @@ struct WeightSource {
   const Tensor& weight;
   const OptionalTensor& bias;  // contiguous
   const BatchNorm* norm;       // null without one
+  const BatchNorm* prologue;   // of the input, null without one
   bool
       is_static;  // a parameter outside of training: packed once. In training it changes every step, so nothing is kept
 };

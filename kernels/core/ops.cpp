@@ -75,11 +75,23 @@ struct Convolution {
   int64_t out_h, out_w;
   OptionalTensor bias;  // contiguous
   std::optional<BatchNorm> norm;
+  std::optional<BatchNorm> prologue;  // of the input
 
   WeightSource source(const Tensor& weight, bool is_static) const {
-    return {weight, bias, norm ? &*norm : nullptr, is_static};
+    return {weight, bias, norm ? &*norm : nullptr, prologue ? &*prologue : nullptr, is_static};
   }
 };
+
+// Whether there is a batch norm.
+bool check_norm(const char* op, const Tensor& input, const BatchNorm& norm, int64_t channels) {
+  const bool given = norm.mean.has_value() && norm.var.has_value();
+  for (const OptionalTensor* t : {&norm.weight, &norm.bias, &norm.mean, &norm.var}) {
+    check_like(op, "a batch norm parameter", input, *t);
+    AI3_CHECK(!*t || (given && (*t)->numel() == channels), op, ": batch norm needs a mean and a variance of ", channels,
+              " elements");
+  }
+  return given;
+}
 
 Convolution check_conv2d(const char* op, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                          int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left,
@@ -98,12 +110,7 @@ Convolution check_conv2d(const char* op, const Tensor& input, const Tensor& weig
   check_like(op, "bias", input, bias);
   AI3_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ", weight.size(0),
             " elements");
-  const bool folds = norm.mean.has_value() && norm.var.has_value();
-  for (const OptionalTensor* t : {&norm.weight, &norm.bias, &norm.mean, &norm.var}) {
-    check_like(op, "a batch norm parameter", input, *t);
-    AI3_CHECK(!*t || (folds && (*t)->numel() == weight.size(0)), op, ": batch norm needs a mean and a variance of ",
-              weight.size(0), " elements");
-  }
+  const bool folds = check_norm(op, input, norm, weight.size(0));
   ai3_args args{};
   args.kernel_h = weight.size(2);
   args.kernel_w = weight.size(3);
@@ -122,20 +129,31 @@ Convolution check_conv2d(const char* op, const Tensor& input, const Tensor& weig
   const int64_t out_h = conv_extent(height_of(input), args.kernel_h, stride_h, pad_top + pad_bottom, dilation_h);
   const int64_t out_w = conv_extent(width_of(input), args.kernel_w, stride_w, pad_left + pad_right, dilation_w);
   AI3_CHECK(out_h > 0 && out_w > 0, op, ": the kernel is larger than the padded input");
-  return {args, out_h, out_w, contiguous(bias), folds ? std::optional<BatchNorm>(norm) : std::nullopt};
+  return {args, out_h, out_w, contiguous(bias), folds ? std::optional<BatchNorm>(norm) : std::nullopt, {}};
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride_h, int64_t stride_w,
               int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right, int64_t dilation_h,
               int64_t dilation_w, int64_t groups, int64_t algorithm, bool channels_last, bool static_weight,
               const OptionalTensor& residual, int64_t activation, const OptionalTensor& bn_weight,
-              const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var,
-              double bn_eps) {
+              const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var, double bn_eps,
+              const OptionalTensor& prologue_weight, const OptionalTensor& prologue_bias,
+              const OptionalTensor& prologue_mean, const OptionalTensor& prologue_var, double prologue_eps,
+              int64_t prologue_activation) {
   const char* op = "ai3::conv2d";
-  const Convolution conv =
+  Convolution conv =
       check_conv2d(op, input, weight, bias, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
                    dilation_w, groups, activation, {bn_weight, bn_bias, bn_mean, bn_var, bn_eps});
   check_like(op, "residual", input, residual);
+  const BatchNorm prologue = {prologue_weight, prologue_bias, prologue_mean, prologue_var, prologue_eps};
+  if (check_norm(op, input, prologue, channels_of(input))) {
+    const ai3_args& a = conv.args;
+    AI3_CHECK(a.kernel_h * a.kernel_w == 1 && (pad_top | pad_bottom | pad_left | pad_right) == 0, op,
+              ": a batch norm of the input needs a 1x1 kernel without padding");
+    conv.prologue = prologue;
+    conv.args.has_prologue = 1;
+    conv.args.prologue_activation = activation_of(op, prologue_activation);
+  }
   if (residual) {
     AI3_CHECK(
         residual->dim() == input.dim() &&
@@ -200,7 +218,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   check_supported(kernel, args);
   if (result.numel() == 0) return result;
   const PreparedWeight prepared =
-      prepare_weight(kernel, algorithm, args, WeightSource{weight, dense_bias, nullptr, static_weight});
+      prepare_weight(kernel, algorithm, args, WeightSource{weight, dense_bias, nullptr, nullptr, static_weight});
   args.weight.data = const_cast<void*>(prepared.weight);
   args.bias = prepared.bias;
   args.packed = prepared.packed;
@@ -381,8 +399,9 @@ STABLE_TORCH_LIBRARY(ai3, m) {
       "conv2d(Tensor input, Tensor weight, Tensor? bias, int stride_h, int stride_w, int pad_top, int pad_bottom, "
       "int pad_left, int pad_right, int dilation_h, int dilation_w, int groups, int algorithm, "
       "bool channels_last=False, bool static_weight=False, Tensor? residual=None, int activation=0, "
-      "Tensor? bn_weight=None, Tensor? bn_bias=None, Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0) "
-      "-> Tensor");
+      "Tensor? bn_weight=None, Tensor? bn_bias=None, Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0, "
+      "Tensor? prologue_weight=None, Tensor? prologue_bias=None, Tensor? prologue_mean=None, "
+      "Tensor? prologue_var=None, float prologue_eps=0.0, int prologue_activation=0) -> Tensor");
   m.def(
       "linear(Tensor input, Tensor weight, Tensor? bias, int algorithm, bool static_weight=False, "
       "Tensor? residual=None, int activation=0) -> Tensor");

@@ -46,12 +46,11 @@ void watch(const Tensor& weight) {
 
 struct Entry {
   int64_t id, variant, epoch, version;
-  double eps;
   std::vector<int64_t> sizes, strides;  // of the weight: a view of the same storage is another weight
-  std::vector<char> folded;             // the values of bias and batch norm that were folded in
+  std::vector<char> folded;             // the values of bias and batch norms that were folded in
   std::optional<Tensor> source;         // an alias of the weight
   std::optional<Tensor> weight, bias;
-  Buffer packed;
+  Buffer packed, prologue;  // prologue: scales and shifts
 };
 
 std::mutex mutex;
@@ -60,24 +59,45 @@ std::unordered_map<const void*, std::list<std::shared_ptr<Entry>>>& packs() {
   return *map;
 }
 
+// A batch norm as scale * x + shift, in double, so that it adds no error of its own beyond one rounding of each.
+struct Affine {
+  double scale, shift;
+};
+template <typename T>
+Affine affine_of(const BatchNorm& norm, int64_t channel, double bias) {
+  auto value = [channel](const OptionalTensor& t, double otherwise) {
+    return t ? static_cast<double>(static_cast<const T*>(t->const_data_ptr())[channel]) : otherwise;
+  };
+  const double scale = value(norm.weight, 1) / std::sqrt(value(norm.var, 1) + norm.eps);
+  return {scale, (bias - value(norm.mean, 0)) * scale + value(norm.bias, 0)};
+}
+
+template <typename T>
+Buffer prologue_of(const BatchNorm& norm) {
+  const int64_t channels = norm.mean->numel();
+  Buffer buffer = allocate(static_cast<size_t>(2 * channels) * sizeof(T));
+  T* scale = static_cast<T*>(buffer.get());
+  for (int64_t c = 0; c < channels; ++c) {
+    const Affine affine = affine_of<T>(norm, c, 0);
+    scale[c] = static_cast<T>(affine.scale);
+    scale[channels + c] = static_cast<T>(affine.shift);
+  }
+  return buffer;
+}
+
 template <typename T>
 void fold(const Tensor& weight, const OptionalTensor& bias, const BatchNorm& norm, Tensor& out_weight,
           Tensor& out_bias) {
   const int64_t channels = weight.size(0);
   const int64_t inner = channels == 0 ? 0 : weight.numel() / channels;
-  auto value = [](const OptionalTensor& t, int64_t i, T otherwise) {
-    return t ? static_cast<const T*>(t->const_data_ptr())[i] : otherwise;
-  };
   const T* w = static_cast<const T*>(weight.const_data_ptr());
   T* ow = static_cast<T*>(out_weight.mutable_data_ptr());
   T* ob = static_cast<T*>(out_bias.mutable_data_ptr());
   for (int64_t k = 0; k < channels; ++k) {
-    // In double, so that folding adds no error of its own beyond one rounding of each weight.
-    const double scale = static_cast<double>(value(norm.weight, k, 1)) /
-                         std::sqrt(static_cast<double>(value(norm.var, k, 1)) + norm.eps);
-    for (int64_t i = 0; i < inner; ++i) ow[k * inner + i] = static_cast<T>(w[k * inner + i] * scale);
-    const double shifted = static_cast<double>(value(bias, k, 0)) - static_cast<double>(value(norm.mean, k, 0));
-    ob[k] = static_cast<T>(shifted * scale + static_cast<double>(value(norm.bias, k, 0)));
+    const double before = bias ? static_cast<double>(static_cast<const T*>(bias->const_data_ptr())[k]) : 0;
+    const Affine affine = affine_of<T>(norm, k, before);
+    for (int64_t i = 0; i < inner; ++i) ow[k * inner + i] = static_cast<T>(w[k * inner + i] * affine.scale);
+    ob[k] = static_cast<T>(affine.shift);
   }
 }
 
@@ -85,16 +105,22 @@ OptionalTensor contiguous_or_none(const OptionalTensor& t) {
   return t ? OptionalTensor(as_contiguous(*t)) : std::nullopt;
 }
 
-// Visits the bytes of everything that is folded into the weight, and a mark for what is absent.
+// Visits the bytes of everything that is folded into the weight or prepared with it, and a mark for what is absent.
 template <typename Visit>
 bool visit_folded(const WeightSource& source, Visit visit) {
-  if (source.norm == nullptr) return true;
-  for (const OptionalTensor* t :
-       {&source.bias, &source.norm->weight, &source.norm->bias, &source.norm->mean, &source.norm->var}) {
-    const char present = t->has_value();
-    if (!visit(&present, 1)) return false;
-    if (present && !visit(static_cast<const char*>((*t)->const_data_ptr()), (*t)->numel() * (*t)->element_size())) {
-      return false;
+  const OptionalTensor none;
+  for (const BatchNorm* norm : {source.norm, source.prologue}) {
+    const char given = norm != nullptr;
+    if (!visit(&given, 1)) return false;
+    if (norm == nullptr) continue;
+    if (!visit(reinterpret_cast<const char*>(&norm->eps), sizeof norm->eps)) return false;
+    for (const OptionalTensor* t :
+         {norm == source.norm ? &source.bias : &none, &norm->weight, &norm->bias, &norm->mean, &norm->var}) {
+      const char present = t->has_value();
+      if (!visit(&present, 1)) return false;
+      if (present && !visit(static_cast<const char*>((*t)->const_data_ptr()), (*t)->numel() * (*t)->element_size())) {
+        return false;
+      }
     }
   }
   return true;
@@ -123,6 +149,9 @@ std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& ar
     entry->weight = weight;
     entry->bias = bias;
   }
+  if (source.prologue != nullptr) {
+    entry->prologue = (args.dtype == AI3_FLOAT64 ? prologue_of<double> : prologue_of<float>)(*source.prologue);
+  }
   ai3_args shaped = args;
   shaped.weight.data = const_cast<void*>(entry->weight->const_data_ptr());
   const ai3_kernel* table = kernel.table;
@@ -135,13 +164,18 @@ std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& ar
   return entry;
 }
 
-PreparedWeight prepared(std::shared_ptr<Entry> entry, const WeightSource& source) {
+PreparedWeight prepared(std::shared_ptr<Entry> entry, const ai3_args& args, const WeightSource& source) {
   PreparedWeight result{};
   if (entry->weight) result.weight = entry->weight->const_data_ptr();
   // Without batch norm the bias is read live: it is small, and then needs no check.
   const OptionalTensor& bias = source.norm != nullptr ? entry->bias : source.bias;
   if (bias) result.bias = bias->const_data_ptr();
   result.packed = entry->packed.get();
+  if (source.prologue != nullptr) {
+    const int64_t bytes = source.prologue->mean->numel() * (args.dtype == AI3_FLOAT64 ? 8 : 4);
+    result.prologue_scale = entry->prologue.get();
+    result.prologue_shift = static_cast<const char*>(entry->prologue.get()) + bytes;
+  }
   result.keep = std::move(entry);
   return result;
 }
@@ -152,24 +186,34 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
   AI3_CHECK(given.weight.numel() > 0 && given.weight.const_data_ptr() != nullptr, kernel.label,
             ": the weight is empty, or its storage was freed");
   const bool packs_weight = kernel.table->packed_bytes != nullptr && kernel.table->packed_bytes(&args) > 0;
-  if (given.norm == nullptr && !packs_weight && given.weight.is_contiguous()) {
-    return {given.weight.const_data_ptr(), given.bias ? given.bias->const_data_ptr() : nullptr, nullptr, nullptr};
+  if (given.norm == nullptr && given.prologue == nullptr && !packs_weight && given.weight.is_contiguous()) {
+    PreparedWeight result{};
+    result.weight = given.weight.const_data_ptr();
+    if (given.bias) result.bias = given.bias->const_data_ptr();
+    return result;
   }
-  BatchNorm norm{};
-  if (given.norm != nullptr) {
-    norm = {contiguous_or_none(given.norm->weight), contiguous_or_none(given.norm->bias),
-            contiguous_or_none(given.norm->mean), contiguous_or_none(given.norm->var), given.norm->eps};
-  }
-  const WeightSource source{given.weight, given.bias, given.norm != nullptr ? &norm : nullptr, given.is_static};
-  if (!source.is_static) return prepared(make_entry(kernel, args, source), source);
+  const auto dense = [](const BatchNorm* norm) {
+    if (norm == nullptr) return BatchNorm{};
+    return BatchNorm{contiguous_or_none(norm->weight), contiguous_or_none(norm->bias), contiguous_or_none(norm->mean),
+                     contiguous_or_none(norm->var), norm->eps};
+  };
+  const BatchNorm norm = dense(given.norm), prologue = dense(given.prologue);
+  const WeightSource source{given.weight, given.bias, given.norm != nullptr ? &norm : nullptr,
+                            given.prologue != nullptr ? &prologue : nullptr, given.is_static};
+  if (!source.is_static) return prepared(make_entry(kernel, args, source), args, source);
 
   const void* key = source.weight.const_data_ptr();
   const int64_t variant = kernel.table->pack_variant == nullptr ? 0 : kernel.table->pack_variant(&args);
   const int64_t now = epoch.load(std::memory_order_acquire);
   const auto sizes = source.weight.sizes();
   const auto strides = source.weight.strides();
+  size_t folded_bytes = 0;
+  visit_folded(source, [&](const char*, size_t count) {
+    folded_bytes += count;
+    return true;
+  });
   auto is_of_this_weight = [&](const Entry& e) {
-    return e.id == id && e.variant == variant && e.eps == norm.eps && e.folded.empty() == (source.norm == nullptr) &&
+    return e.id == id && e.variant == variant && e.folded.size() == folded_bytes &&
            std::equal(sizes.begin(), sizes.end(), e.sizes.begin(), e.sizes.end()) &&
            std::equal(strides.begin(), strides.end(), e.strides.begin(), e.strides.end());
   };
@@ -186,17 +230,16 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
   }
   if (found != nullptr && found->epoch == now && found->version == call_int("aten::_version", source.weight) &&
       same_folded(source, found->folded)) {
-    return prepared(std::move(found), source);
+    return prepared(std::move(found), args, source);
   }
 
   auto entry = make_entry(kernel, args, source);
   // An inference tensor has no version counter, so a change of it could not be seen.
-  if (is_inference(source.weight)) return prepared(std::move(entry), source);
+  if (is_inference(source.weight)) return prepared(std::move(entry), args, source);
   entry->id = id;
   entry->variant = variant;
   entry->epoch = now;
   entry->version = call_int("aten::_version", source.weight);
-  entry->eps = norm.eps;
   entry->sizes.assign(sizes.begin(), sizes.end());
   entry->strides.assign(strides.begin(), strides.end());
   entry->source = alias_of(source.weight);
@@ -212,7 +255,7 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     bucket.remove(found);
     bucket.push_back(entry);
   }
-  return prepared(std::move(entry), source);
+  return prepared(std::move(entry), args, source);
 }
 
 namespace {

@@ -5,6 +5,7 @@
 //   max_pool2d_into - t9 i64 t7 ...         an operation that returns nothing
 //   mul 8 t7 t3                             torch's own, as is `view 9 t8 i-1 i960`
 //   image 9 t0 i-1 i96 i55 i55              an empty channels_last image; -1: as many as value 0 has
+//   part 12 t9 i0 i64                       some channels of an image as they lie: what is written there later is seen
 //   return 9 12
 //
 // The first values are the call's tensors. A value is let go of behind the last operation that reads it.
@@ -44,6 +45,17 @@ struct Program {
 Tensor image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
   return empty_image(like, {batch < 0 ? like.size(0) : batch, channels, height, width}, true);
 }
+Tensor part(const Tensor& image, int64_t begin, int64_t end) {
+  AI3_CHECK(image.dim() == 4 && 0 <= begin && begin <= end && end <= image.size(1), "ai3::sequence: channels ", begin,
+            " to ", end, " are no part of an image");
+  const int64_t sizes[] = {image.size(0), end - begin, image.size(2), image.size(3)};
+  int64_t offset = 0;
+  AI3_CALL(aoti_torch_get_storage_offset(image.get(), &offset));
+  AtenTensorHandle made = nullptr;
+  AI3_CALL(aoti_torch__reinterpret_tensor(image.get(), 4, sizes, image.strides().data(),
+                                          offset + begin * image.stride(1), &made));
+  return Tensor(made);
+}
 
 void mul(StableIValue* stack, uint64_t, uint64_t) {
   AI3_CALL(torch_call_dispatcher("aten::mul", "Tensor", stack, TORCH_ABI_VERSION));
@@ -60,6 +72,7 @@ void view(StableIValue* stack, uint64_t arguments, uint64_t) {
 // Operations that are not ai3's.
 constexpr Operation kOthers[] = {
     {"image", TORCH_BOX(&image), 1},
+    {"part", TORCH_BOX(&part), 1},
     {"mul", mul, 1},
     {"view", view, 1},
 };

@@ -73,6 +73,9 @@ AI3_EXPORT const char* ai3_core_register(int64_t id, const ai3_kernel* table, co
     const uint32_t needed = AI3_NHWC | (convolves ? AI3_EPILOGUE : 0);
     if ((table->flags & needed) != needed) return "AI3_STRIDED_OUTPUT needs AI3_NHWC, and AI3_EPILOGUE for conv2d";
   }
+  if ((table->flags & AI3_STRIDED_INPUT) != 0 && (table->flags & AI3_NHWC) == 0) {
+    return "AI3_STRIDED_INPUT needs AI3_NHWC";
+  }
   constexpr uint32_t epilogue = AI3_NHWC | AI3_EPILOGUE;
   if ((table->flags & AI3_RESIDUAL_IN_PLACE) != 0 && (table->flags & epilogue) != epilogue) {
     return "AI3_RESIDUAL_IN_PLACE needs AI3_NHWC and AI3_EPILOGUE";

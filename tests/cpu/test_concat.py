@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -115,6 +117,8 @@ class Convs(nn.Module):
         self.a, self.b = nn.Conv2d(6, 7, 1), nn.Conv2d(6, 9, 1)
         self.wide, self.fewer = nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(6, 11, 3, 2)
         self.norm = nn.BatchNorm2d(7)
+        self.same, self.square = nn.Conv2d(5, 5, 1), nn.Conv2d(16, 16, 1)
+        self.layers = nn.ModuleList(nn.Conv2d(6 + 5 * i, 5, 1 + 2 * (i % 2), padding=i % 2) for i in range(4))
         with torch.no_grad():
             self(torch.randn(1, 3, 12, 12))
 
@@ -227,6 +231,71 @@ MODELS = {
 EACH = pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 
 
+class Growing(Convs):
+    """As DenseNet: each layer reads what all layers before it wrote, the first of them alone."""
+
+    def joined(self, x):
+        found = [F.max_pool2d(x, 2)]
+        for layer in self.layers:
+            found.append(layer(torch.cat(found, 1)).relu())
+        return torch.cat(found, 1)
+
+
+class GrowingNested(Growing):
+    def joined(self, x):
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class GrowingFromTheEnd(Growing):
+    """What is new comes first, so that the channels a layer reads are the last."""
+
+    def joined(self, x):
+        x = F.avg_pool2d(x, 1)
+        for layer in self.layers:
+            x = torch.cat([layer(x), x], 1)
+        return x
+
+
+class GrowingBetween(Growing):
+    """PyTorch computes between two writes to the image, which only the order of the graph keeps apart."""
+
+    def joined(self, x):
+        for layer in self.layers:
+            x = torch.cat([x, self.same(layer(x).cos())], 1)
+        return x
+
+
+class GrowingReadElsewhere(Growing):
+    """What PyTorch reads is the end of an image, as what is concatenated with it would be copied into another."""
+
+    def joined(self, x):
+        a = F.max_pool2d(x, 2)
+        b = torch.cat([a, self.layers[0](a)], 1)
+        c = torch.cat([b, self.layers[1](b)], 1)
+        return torch.cat([c, self.layers[2](c)], 1) + c.mean()
+
+
+class GrowingResidual(Growing):
+    """A residual must be dense."""
+
+    def joined(self, x):
+        a = torch.cat([self.a(x), self.b(x)], 1)
+        return torch.cat([a, self.layers[2](a) + a[:, :5], self.square(a) + a], 1)
+
+
+# By model: how many operations write into a slice, how many slices are read, and how many concatenations stay.
+GROWING = {
+    Growing: (5, 4, 0),
+    GrowingNested: (5, 4, 0),
+    GrowingFromTheEnd: (5, 4, 0),
+    GrowingBetween: (5, 4, 0),
+    GrowingReadElsewhere: (3, 2, 1),
+    GrowingResidual: (2, 1, 1),
+}
+
+
 def image(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, 12, 12, generator=torch.Generator().manual_seed(batch))
 
@@ -235,6 +304,18 @@ def image(batch: int = 2) -> torch.Tensor:
 def test_what_can_be_is_written_in_place_and_the_graph_stays_sound(make):
     seen = capture(make().eval(), image(), conv2d="direct")["concat"]
     assert (count(seen, "_into"), count(seen, "copy_"), count(seen, "aten.cat")) == MODELS[make]
+
+
+@pytest.mark.parametrize("make", GROWING, ids=lambda make: make.__name__)
+def test_what_grows_is_one_image(make):
+    seen = capture(make().eval(), image(), conv2d="gemm")["concat"]
+    found = (count(seen, "_into"), count(seen, "aten.slice") - count(seen, "copy_"), count(seen, "aten.cat"))
+    assert found == GROWING[make]
+
+
+@pytest.mark.parametrize("make", [Growing, GrowingNested])
+def test_no_image_grows_for_an_algorithm_that_must_copy_it(make):
+    assert count(capture(make().eval(), image(), conv2d="direct")["concat"], "aten.slice") == 0
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "smm"])
@@ -259,11 +340,11 @@ def test_models_equal_eager(make, capture_by):
 
 
 class All(nn.Module):
-    """Every model, in one graph: Inductor compiles it in the time of one."""
+    """Models in one graph: Inductor compiles it in the time of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Iterable[type[Convs]]) -> None:
         super().__init__()
-        self.models = nn.ModuleList(make() for make in MODELS)
+        self.models = nn.ModuleList(make() for make in models)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [model(x) for model in self.models]
@@ -280,7 +361,7 @@ class All(nn.Module):
 def test_any_batch_in_one_graph(rest, mode, batches):
     """Every concatenation is in it, with sizes that only a call knows."""
     torch._dynamo.reset()
-    model, reference = All().eval(), All().eval().double()
+    model, reference = All(MODELS).eval(), All(MODELS).eval().double()
     f = compiled(model, rest=rest, conv2d="direct")
     with mode():
         for batch in batches:
@@ -290,6 +371,30 @@ def test_any_batch_in_one_graph(rest, mode, batches):
             for make, found, expected in zip(MODELS, f(x), reference(x.double())):
                 assert found.shape == expected.shape
                 assert references.relative_error(found, expected) < BOUND, make.__name__
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_images_that_grow_with_any_batch(rest):
+    torch._dynamo.reset()
+    models = (Growing, GrowingBetween)
+    model, reference = All(models).eval(), All(models).eval().double()
+    f = compiled(model, rest=rest, conv2d="gemm")
+    with torch.no_grad():
+        for batch in (3, 1, 0):
+            x = image(batch)
+            if batch > 1:
+                torch._dynamo.mark_dynamic(x, 0)
+            for make, found, expected in zip(models, f(x), reference(x.double())):
+                assert references.judge(found, expected, BOUND)[1] is None, make.__name__
+
+
+@pytest.mark.parametrize("make", GROWING, ids=lambda make: make.__name__)
+def test_images_that_grow_in_a_converted_model(make):
+    converted = ai3_compile.convert(make().eval(), {"conv2d": "gemm"}, (2, 3, 12, 12))
+    with torch.inference_mode():
+        for batch in (2, 1):
+            x = image(batch)
+            assert references.judge(converted(x), make().eval().double()(x.double()), BOUND)[1] is None
 
 
 @pytest.mark.parametrize("rest", RESTS)

@@ -71,6 +71,23 @@ def test_conv2d_writes_into_a_slice_with_bias_and_activation(algorithm, case, dt
         assert references.judge(found, expected, limit)[1] is None
 
 
+READERS = [a for a in harness.algorithms("conv2d") if harness.table_of(a).flags & harness.abi.STRIDED_INPUT]
+
+
+@pytest.mark.parametrize("algorithm", READERS, ids=lambda a: a.name)
+@DTYPES
+@pytest.mark.parametrize("case", cases.CONVS, ids=lambda c: c.id)
+def test_conv2d_reads_a_slice(algorithm, case, dtype):
+    """The channels beside it are NaN: one that is read shows. The same arithmetic as when dense, so the same bits."""
+    if not fits(algorithm, case):
+        return
+    call, table = calls.conv2d(case, dtype, calls.BIAS), harness.table_of(algorithm)
+    dense = harness.run_kernel(table, call.spec, call.input, call.weight, call.bias)
+    for within in ((1, 0), (0, 3)):
+        found = harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, within=within)
+        assert torch.equal(found, dense)
+
+
 @each("conv2d")
 @DTYPES
 @pytest.mark.parametrize("variant", calls.EPILOGUES)

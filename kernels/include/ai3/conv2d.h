@@ -93,6 +93,12 @@ inline void conv_check(const ai3_args* a) {
   (void)a;
 }
 
+// Elements between two pixels of the input: more than its channels where it is a slice of a larger image.
+inline int64_t input_pixel_stride(const ai3_args* a) {
+  assert(a->input.stride[3] >= a->input.size[1]);
+  return a->input.stride[3];
+}
+
 // Elements between two pixels of the output: more than its channels where it is a slice of a larger image.
 inline int64_t output_pixel_stride(const ai3_args* a) {
   assert(a->output.stride[3] >= a->output.size[1]);

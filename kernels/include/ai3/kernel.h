@@ -43,6 +43,11 @@ enum {
   // May be handed a residual that is the output's own memory, channels_last and dense: it reads each element of it
   // before it writes that element of the output, once. It sets AI3_NHWC and AI3_EPILOGUE too.
   AI3_RESIDUAL_IN_PLACE = 32,
+  // A convolution that may be handed an input that is some channels of a larger channels_last image, its pixels
+  // input.stride[3] >= C elements apart; sets AI3_NHWC too.
+  AI3_STRIDED_INPUT = 64,
+  // A convolution that may be handed a prologue, which comes with 1x1 kernels without padding only.
+  AI3_PROLOGUE = 128,
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
@@ -65,7 +70,8 @@ typedef struct ai3_runtime {
 
 // clang-format off
 // The arguments of one call. An operation reads the fields it names below; the others are zero.
-//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups
+//   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups;
+//                      prologue_scale and prologue_shift [C]
 //   linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all contiguous
 //   maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode
 //   avgpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override
@@ -97,6 +103,11 @@ typedef struct ai3_args {
   void* workspace;         // workspace_bytes() of scratch, 64-byte aligned, contents undefined
   const ai3_runtime* runtime;
   void* stream;  // the device's current stream; null on the CPU
+  // With has_prologue, set even while the pointers are null, each element x of the input's channel c counts as
+  // prologue_activation(prologue_scale[c] * x + prologue_shift[c]).
+  const void *prologue_scale, *prologue_shift;
+  int32_t has_prologue;
+  ai3_activation prologue_activation;
 } ai3_args;
 
 // One algorithm on one platform. Optional functions may be null.
