@@ -120,11 +120,32 @@ constexpr size_t kMaxArguments = 32;
 // Null for a name that is none of the operations.
 const Operation* find_operation(std::string_view name);
 
+// The operations that have files of their own.
+Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                  int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, bool ceil_mode,
+                  int64_t algorithm, bool channels_last);
+void max_pool2d_into(const Tensor& output, int64_t channel, const Tensor& input, int64_t kernel_h, int64_t kernel_w,
+                     int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
+                     int64_t dilation_w, bool ceil_mode, int64_t algorithm);
+Tensor avg_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                  int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad, int64_t divisor_override,
+                  int64_t algorithm, bool channels_last);
+void avg_pool2d_into(const Tensor& output, int64_t channel, const Tensor& input, int64_t kernel_h, int64_t kernel_w,
+                     int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode,
+                     bool count_include_pad, int64_t divisor_override, int64_t algorithm);
+Tensor adaptive_avg_pool2d(const Tensor& input, int64_t out_h, int64_t out_w, int64_t algorithm, bool channels_last);
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& bias,
                  const OptionalTensor& mask, double scale, bool is_causal, bool masked_is_zero, int64_t algorithm);
 
 // Throws, naming the tensor, where it has another dtype or device than the input.
 void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other);
+
+// Throws where the input is no image, with its batch or without.
+void check_image(const char* op, const Tensor& input);
+
+inline int64_t channels_of(const Tensor& t) { return t.size(t.dim() - 3); }
+inline int64_t height_of(const Tensor& t) { return t.size(t.dim() - 2); }
+inline int64_t width_of(const Tensor& t) { return t.size(t.dim() - 1); }
 
 // A tensor as algorithms take it, with its own strides.
 ai3_tensor any_view(const Tensor& t);
