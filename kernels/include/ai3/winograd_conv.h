@@ -20,7 +20,7 @@ namespace ai3 {
 constexpr int64_t kBlockBytes = 1000 * 1024;  // of V and the products, which stay in L2
 // Tiles of a block. With fewer than kMinBlock the weights, which stream from L3 once a block, are what takes the time.
 constexpr int64_t kMinBlock = 30, kMaxBlock = 96;
-constexpr double kStreamedBytes = 12e6;  // of weights that are better read once by all threads together
+constexpr double kStreamedBytes = 8e6;  // of weights that are better read once by all threads together
 
 inline const char* winograd_supports(const ai3_args* a) {
   if (a->stride_h != 1 || a->stride_w != 1) return "needs stride 1";
