@@ -106,6 +106,8 @@ CONVS = (
     Conv("kernel-1x3", 20, (5, 11), 70, (1, 3), padding=(1, 1, 2, 0)),
     Conv("kernel-3x1-groups", 33, (11, 5), 18, (3, 1), padding=(1, 1, 0, 0), groups=3, batch=2),
     Conv("kernel-7x1-above-columns", 40, (9, 9), 65, (7, 1), padding=(4, 3, 1, 0)),
+    Conv("kernel-5x5", 21, (9, 12), 66, (5, 5), padding=(2, 2, 2, 2)),
+    Conv("kernel-5x5-groups", 34, (6, 7), 10, (5, 5), padding=(0, 4, 1, 3), groups=2, batch=2),
     Conv("kernel-even", 5, (9, 9), 7, (4, 2), padding=(1, 2, 0, 1)),
     Conv("kernel-is-input", 6, (5, 7), 11, (5, 7), padding=NONE),
     Conv("dilation", 4, (13, 14), 6, dilation=(2, 3), padding=(2, 2, 3, 3)),

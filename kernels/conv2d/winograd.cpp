@@ -1,5 +1,5 @@
-// Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) where its smaller weights or tiles pay, and in one dimension
-// F(4, 3) and F(2, 7).
+// Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) where its smaller weights or tiles pay, F(2x2, 5x5), and in one
+// dimension F(4, 3) and F(2, 7).
 // Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
 #include "ai3/winograd_conv.h"
 #include "ai3/winograd_line.h"
@@ -13,10 +13,11 @@ using ai3::WinogradSquare;
 // F(4, 7) would take less time, but has twice the error of F(4x4, 3x3).
 using Line3 = WinogradLine<4, 3>;
 using Line7 = WinogradLine<2, 7>;
+using Square5 = WinogradSquare<2, 5>;
 
 const char* supports(const ai3_args* a) {
-  if (!WinogradSquare<4>::fits(a) && !Line3::fits(a) && !Line7::fits(a))
-    return "needs a 3x3, 1x3, 3x1, 1x7 or 7x1 kernel";
+  if (!WinogradSquare<4>::fits(a) && !Square5::fits(a) && !Line3::fits(a) && !Line7::fits(a))
+    return "needs a 3x3, 5x5, 1x3, 3x1, 1x7 or 7x1 kernel";
   return ai3::winograd_supports(a);
 }
 
@@ -25,6 +26,7 @@ const char* supports(const ai3_args* a) {
 int64_t tile_size(const ai3_args* a) {
   if (Line3::fits(a)) return Line3::kOutputs;
   if (Line7::fits(a)) return Line7::kOutputs;
+  if (Square5::fits(a)) return Square5::kOutputs;
   int64_t best = 4;
   double best_time = 0;
   for (const int64_t m : {4, 2}) {
@@ -53,6 +55,7 @@ template <typename Use>
 void with_tile(const ai3_args* a, Use use) {
   if (Line3::fits(a)) return use(Line3{});
   if (Line7::fits(a)) return use(Line7{});
+  if (Square5::fits(a)) return use(Square5{});
   if (tile_size(a) == 4) return use(WinogradSquare<4>{});
   use(WinogradSquare<2>{});
 }

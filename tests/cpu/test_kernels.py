@@ -19,7 +19,7 @@ def each(operation: str):
     return pytest.mark.parametrize("algorithm", harness.algorithms(operation), ids=lambda a: a.qualified)
 
 
-WINOGRAD = {"winograd": ((3, 3), (1, 3), (3, 1), (1, 7), (7, 1)), "winograd6": ((3, 3),)}
+WINOGRAD = {"winograd": ((3, 3), (5, 5), (1, 3), (3, 1), (1, 7), (7, 1)), "winograd6": ((3, 3),)}
 """The kernels whose mathematics each has; all move by one pixel."""
 
 
@@ -149,11 +149,14 @@ def test_winograd_error_by_tile(points):
         assert_right(algorithm, calls.conv2d(case, torch.float32), 2e-6 if tile == 2 else 5e-6)
 
 
-@pytest.mark.parametrize(("kernel", "limit"), [((1, 3), 1.5e-6), ((3, 1), 1.5e-6), ((1, 7), 3e-6), ((7, 1), 3e-6)])
-def test_winograd_error_in_one_dimension(kernel, limit):
+@pytest.mark.parametrize(
+    ("kernel", "limit"), [((1, 3), 1.5e-6), ((3, 1), 1.5e-6), ((1, 7), 3e-6), ((7, 1), 3e-6), ((5, 5), 3e-6)]
+)
+def test_winograd_error_of_other_kernels(kernel, limit):
     """F(4,3) multiplies errors in one dimension, which is the root of what F(4x4,3x3) does: below half of its errors.
 
-    F(2,7) multiplies them by the 8 points of F(6x6,3x3), in one dimension: as much as F(4x4,3x3) does.
+    F(2,7) multiplies them by the 8 points of F(6x6,3x3), in one dimension: as much as F(4x4,3x3) does. F(2x2,5x5) has
+    the points of F(4x4,3x3), and sums fewer of the products for an output.
     """
     (algorithm,) = [a for a in harness.algorithms("conv2d") if a.name == "winograd"]
     for channels in (64, 512):

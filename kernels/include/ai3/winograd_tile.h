@@ -47,16 +47,16 @@ inline void finish_pixel(const ai3_args* a, Vec<T> y, const T* bias, int64_t at,
   store_part(static_cast<T*>(a->output.data) + at, activate(y, a->activation), count);
 }
 
-// Tiles of MxM outputs of a 3x3 kernel.
-template <int M>
+// Tiles of MxM outputs of an RxR kernel.
+template <int M, int R = 3>
 struct WinogradSquare {
   static constexpr int kOutputs = M;
 
-  static bool fits(const ai3_args* a) { return a->kernel_h == 3 && a->kernel_w == 3; }
+  static bool fits(const ai3_args* a) { return a->kernel_h == R && a->kernel_w == R; }
 
   template <typename T>
   static void input(const ai3_args* a, const WinogradShape& s, int64_t group, int64_t tile, T* v) {
-    constexpr int size = M + 2;
+    constexpr int size = M + R - 1;
     using V = Vec<T>;
     alignas(64) static constexpr T zeros[kTileChannels] = {};
     // One column more than a tile's, or rows of 8 by 64 floats would fall on the same cache sets.
@@ -81,7 +81,7 @@ struct WinogradSquare {
           V d[size], out[size];
 #pragma GCC unroll 8
           for (int i = 0; i < size; ++i) d[i] = load<V>(from[i] + c);
-          Winograd<M>::template input<T>(d, out);
+          Winograd<M, R>::template input<T>(d, out);
 #pragma GCC unroll 8
           for (int i = 0; i < size; ++i) store(&half[i][j][c], out[i]);
         }
@@ -92,7 +92,7 @@ struct WinogradSquare {
           V d[size], out[size];
 #pragma GCC unroll 8
           for (int j = 0; j < size; ++j) d[j] = load<V>(&half[i][j][c]);
-          Winograd<M>::template input<T>(d, out);
+          Winograd<M, R>::template input<T>(d, out);
 #pragma GCC unroll 8
           for (int j = 0; j < size; ++j) store(to + j * plane + c, out[j]);
         }
@@ -103,7 +103,7 @@ struct WinogradSquare {
   template <typename T>
   static void output(const ai3_args* a, const WinogradShape& s, int64_t filter, int64_t filters, int64_t width,
                      int64_t tile, const T* results) {
-    constexpr int size = M + 2;
+    constexpr int size = M + R - 1;
     using V = Vec<T>;
     constexpr int64_t lanes = kLanes<T>;
     alignas(64) T half[M][size][kPanelColumns<T>];
@@ -116,7 +116,7 @@ struct WinogradSquare {
         V m[size], out[M];
 #pragma GCC unroll 8
         for (int i = 0; i < size; ++i) m[i] = load<V>(from + i * size * s.result_plane + c);
-        Winograd<M>::template output<T>(m, out);
+        Winograd<M, R>::template output<T>(m, out);
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i) store(&half[i][j][c], out[i]);
       }
@@ -130,7 +130,7 @@ struct WinogradSquare {
         V m[size], out[M];
 #pragma GCC unroll 8
         for (int j = 0; j < size; ++j) m[j] = load<V>(&half[i][j][c]);
-        Winograd<M>::template output<T>(m, out);
+        Winograd<M, R>::template output<T>(m, out);
 #pragma GCC unroll 8
         for (int j = 0; j < M; ++j) {
           if (j >= columns) continue;
@@ -143,22 +143,27 @@ struct WinogradSquare {
   // G g G^T in double precision, zero for the output channels that fill up the last panel.
   template <typename T>
   static void weights(const ai3_args* a, const WinogradShape& s, T* dst) {
-    constexpr int size = M + 2;
-    constexpr auto& g = Winograd<M>::kMatrices.g;
+    constexpr int size = M + R - 1;
+    constexpr auto& g = Winograd<M, R>::kMatrices.g;
     for (int64_t item = 0; item < a->groups * s.panels; ++item) {
       const int64_t filter = item % s.panels * kPanelColumns<T>, width = std::min(kPanelColumns<T>, s.width - filter);
       const int64_t filters = std::min(width, s.filters - filter), step = s.channels * width;
-      const T* weight = static_cast<const T*>(a->weight.data) + (item / s.panels * s.filters + filter) * s.channels * 9;
+      const T* weight =
+          static_cast<const T*>(a->weight.data) + (item / s.panels * s.filters + filter) * s.channels * R * R;
       for (int64_t c = 0; c < s.channels; ++c) {
         for (int64_t k = 0; k < width; ++k) {
-          double half[size][3] = {};
+          double half[size][R] = {};
+          const T* taps = weight + (k * s.channels + c) * R * R;
           for (int i = 0; i < size && k < filters; ++i)
-            for (int j = 0; j < 3; ++j)
-              for (int r = 0; r < 3; ++r) half[i][j] += g[i][r] * double(weight[(k * s.channels + c) * 9 + r * 3 + j]);
-          for (int i = 0; i < size; ++i)
-            for (int j = 0; j < size; ++j)
-              dst[(i * size + j) * step + c * width + k] =
-                  T(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
+            for (int j = 0; j < R; ++j)
+              for (int r = 0; r < R; ++r) half[i][j] += g[i][r] * double(taps[r * R + j]);
+          for (int i = 0; i < size; ++i) {
+            for (int j = 0; j < size; ++j) {
+              double sum = 0;
+              for (int r = 0; r < R; ++r) sum += half[i][r] * g[j][r];
+              dst[(i * size + j) * step + c * width + k] = T(sum);
+            }
+          }
         }
       }
       dst += s.frequencies * step;
