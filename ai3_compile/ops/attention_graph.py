@@ -113,9 +113,26 @@ def emit(found: Found, overload: torch._ops.OpOverload, algorithm: int) -> Node:
             node = exchanged(node, -3, -2)
         else:
             node = _of_shape(node, wanted.shape, call)
-        if wanted.is_contiguous() and not node.meta["val"].is_contiguous():
+        if _strides(node.meta["val"]) != _strides(wanted):
+            # What follows may view its memory as it would have been.
+            order = sorted(range(wanted.dim()), key=lambda d: _assumed(wanted.stride(d)), reverse=True)
+            node = call(aten.permute.default, node, order)
             node = call(aten.clone.default, node, memory_format=torch.contiguous_format)
+            node = call(aten.permute.default, node, [order.index(d) for d in range(wanted.dim())])
     return node
+
+
+def _strides(value: torch.Tensor) -> list[int]:
+    """Those that matter: not of dimensions that always have one element."""
+    return [_assumed(stride) for stride, size in zip(value.stride(), value.shape) if _assumed(size) != 1]
+
+
+def _assumed(size: int | torch.SymInt) -> int:
+    """A size, with some number above 1 for each that is not known."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs({symbol: 64 for symbol in expression.free_symbols}))
 
 
 def is_impure(node: Node) -> bool:

@@ -512,7 +512,7 @@ BAD = {
     "meta": (errors.ModuleError, lambda: ai3.convert(net().to("meta")), "meta device"),
     "fits-not": (
         errors.NothingFitsError,
-        lambda: ai3.convert(nn.Conv2d(3, 3, 5), {"conv2d": "winograd"}, SHAPE),
+        lambda: ai3.convert(nn.Conv2d(3, 3, 4), {"conv2d": "winograd"}, SHAPE),
         "3x3",
     ),
     "input-dtype": (errors.InputError, lambda: ai3.convert(net(), {}, SHAPE)(image().double()), "dtype=torch.float64"),
