@@ -131,13 +131,7 @@ struct Task {
           std::fill(to + e * width + used, to + (e + 1) * width, T(0));
         }
       }
-      T* to = packed_values + first * padded<T>(s.width);
-      for (int64_t p = 0; p < wide.count; ++p) {
-        for (int64_t k = 0; k < count; ++k, to += wide.width(p)) {
-          const T* const from = values.row(first + k) + wide.first(p);
-          std::fill(std::copy_n(from, wide.used(p), to), to + wide.width(p), T(0));
-        }
-      }
+      wide.pack(count, 1, packed_values + first * padded<T>(s.width), [&](int64_t k) { return values.row(first + k); });
     }
   }
 

@@ -93,37 +93,44 @@ static void depthwise_block(const ai3_args* a, const DepthwiseBlock<T>& block) {
   }
 }
 
-// Blocks of channels whose weights stay in the first-level cache from one row to the next.
+// Blocks of channels whose weights, and the inputs of a row of pixels in registers, stay in the first-level cache from
+// one output row to the next.
 inline int64_t depthwise_blocks(const ai3_args* a) {
   const ConvSizes s(a);
-  constexpr int64_t kCache = 24 * 1024, kVectors = 2;  // the last vector may begin inside the one ahead of it
+  constexpr int64_t kCache = 28 * 1024, kVectors = 2;  // the last vector may begin inside the one ahead of it
   const DepthwiseVectors vectors(a, DepthwiseVectors::lanes_of(a));
-  const int64_t fit = kCache / (s.taps * vectors.lanes * s.bytes);
+  const int64_t pixels = a->kernel_h * ((kWindowPixels - 1) * a->stride_w + a->kernel_w);
+  const int64_t fit = kCache / ((s.taps + pixels) * vectors.lanes * s.bytes);
   return std::max<int64_t>(1, std::min(vectors.count / kVectors, ceil_div(vectors.count, std::max(kVectors, fit))));
 }
 
-// Items are output rows, within blocks of channels.
+// Items are output rows, within blocks of channels. Blocks of pixels go down the rows, which share most of their inputs.
 template <int K, int S, typename V, typename T>
 void depthwise_range(void* arg, int64_t begin, int64_t end) {
   const auto* a = static_cast<const ai3_args*>(arg);
   const ConvSizes s(a);
   const int64_t blocks = depthwise_blocks(a), vectors = DepthwiseVectors(a, sizeof(V) / sizeof(T)).count;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t p = item % s.out_height, block = item / s.out_height % blocks, image = item / s.out_height / blocks;
-    const int64_t top = p * a->stride_h - a->pad_top;
+  for (int64_t item = begin; item < end;) {
+    const int64_t first = item % s.out_height, block = item / s.out_height % blocks,
+                  image = item / s.out_height / blocks, last = std::min(s.out_height, first + end - item);
+    item += last - first;
     DepthwiseBlock<T> b{static_cast<const T*>(a->input.data) + image * s.height * s.width * s.channels,
-                        top,
+                        0,
                         0,
                         0,
                         0,
                         vectors * block / blocks,
                         vectors * (block + 1) / blocks,
-                        Taps(top, a->kernel_h, a->dilation_h, s.height)};
+                        Taps(0, 0, 1, 0)};
     for_blocks<K != 0>(a, [&](auto clip, int64_t q, int64_t count) {
       b.left = q * a->stride_w - a->pad_left;
-      b.at = ((image * s.out_height + p) * s.out_width + q) * output_pixel_stride(a);
       b.count = count;
-      depthwise_block<K, S, decltype(clip)::value, V, T>(a, b);
+      for (int64_t p = first; p < last; ++p) {
+        b.top = p * a->stride_h - a->pad_top;
+        b.rows = Taps(b.top, a->kernel_h, a->dilation_h, s.height);
+        b.at = ((image * s.out_height + p) * s.out_width + q) * output_pixel_stride(a);
+        depthwise_block<K, S, decltype(clip)::value, V, T>(a, b);
+      }
     });
   }
 }

@@ -23,7 +23,9 @@ constexpr int kPanelVectors = 2;
 constexpr int64_t kSumSteps = 256;
 
 // B is packed in panels of up to kPanelVectors vectors of columns: panel p, at depth * first(p), holds
-// [depth][width(p)] with zeros after the last column. Widths are balanced: 80 columns are 48 + 32, not 64 + 16.
+// [depth][width(p)]. Widths are balanced: 80 columns are 48 + 32, not 64 + 16. Where the last vector of a panel is not
+// filled it begins earlier, and has some columns of the one ahead of it again, so that results are written by whole
+// vectors; only a panel of less than one vector has zeros after its last column.
 template <typename T>
 struct Panels {
   int64_t columns, count, vectors;
@@ -37,16 +39,23 @@ struct Panels {
   int64_t first(int64_t p) const { return (vectors / count * p + std::min(p, vectors % count)) * kLanes<T>; }
   int width(int64_t p) const { return int(vectors / count + (p < vectors % count)) * kLanes<T>; }
   int64_t used(int64_t p) const { return std::min<int64_t>(columns - first(p), width(p)); }
+  // The first column of vector v, counted from first(p), of a panel with `used` columns.
+  static int64_t start(int64_t v, int64_t used) {
+    return used < kLanes<T> ? 0 : std::min(v * kLanes<T>, used - kLanes<T>);
+  }
 
   // Packs B, whose element (k, column) lies at row(k)[column * column_stride].
   template <typename Row>
   void pack(int64_t depth, int64_t column_stride, T* dst, const Row& row) const {
     for (int64_t p = 0; p < count; ++p) {
-      const int64_t start = first(p), end = start + width(p), filled = start + used(p);
+      const int64_t filled = std::min<int64_t>(used(p), kLanes<T>);
       for (int64_t k = 0; k < depth; ++k) {
-        const T* from = row(k);
-        for (int64_t n = start; n < filled; ++n) *dst++ = from[n * column_stride];
-        for (int64_t n = filled; n < end; ++n) *dst++ = T(0);
+        const T* from = row(k) + first(p) * column_stride;
+        for (int64_t v = 0; v * kLanes<T> < width(p); ++v, dst += kLanes<T>) {
+          const T* at = from + start(v, used(p)) * column_stride;
+          for (int64_t i = 0; i < filled; ++i) dst[i] = at[i * column_stride];
+          std::fill(dst + filled, dst + kLanes<T>, T(0));
+        }
       }
     }
   }
@@ -58,7 +67,7 @@ template <typename T>
 struct Target {
   T* out;
   int64_t stride;     // between rows of out and of residual
-  int64_t columns;    // to write of the panel's width
+  int64_t columns;    // of the panel that are used
   const T* bias;      // null for none
   const T* residual;  // null for none
   ai3_activation activation;
@@ -95,7 +104,7 @@ inline void multiply_add(Vec<T> (&sum)[M][N], const T* const (&a)[M], int64_t st
       x[n] = load<Vec<T>>(b + n * kLanes<T>);
       __builtin_prefetch(b + (kPrefetchSteps * N + n) * kLanes<T>);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
       const Vec<T> y = broadcast<Vec<T>>(a[m][k]);
 #pragma GCC unroll 8
@@ -107,33 +116,43 @@ inline void multiply_add(Vec<T> (&sum)[M][N], const T* const (&a)[M], int64_t st
 // Writes `rows` rows of sums, `vectors` vectors each.
 template <typename T>
 __attribute__((noinline)) void write_rows(const Vec<T>* sums, int64_t rows, int vectors, const Target<T>& to) {
-  constexpr int lanes = kLanes<T>;
   for (int64_t m = 0; m < rows; ++m, sums += vectors) {
-    for (int n = 0; n * lanes < to.columns; ++n) {
-      const int64_t at = m * to.stride + n * lanes, count = to.columns - n * lanes;
-      Vec<T> value = sums[n];
-      if (to.bias) value += load_part<Vec<T>>(to.bias + n * lanes, count);
-      if (to.residual) value += load_part<Vec<T>>(to.residual + at, count);
-      store_part(to.out + at, activate(value, to.activation), count);
-    }
+    Vec<T> value[kPanelVectors];
+    const auto each = [&](auto f) {
+      for (int n = 0; n < vectors; ++n) f(value[n], Panels<T>::start(n, to.columns));
+    };
+    for (int n = 0; n < vectors; ++n) value[n] = sums[n];
+    if (to.bias) each([&](Vec<T>& v, int64_t n) { v += load_part<Vec<T>>(to.bias + n, to.columns); });
+    // All of a row is read before any is written, as the residual may be the output, and vectors overlap.
+    if (to.residual)
+      each([&](Vec<T>& v, int64_t n) { v += load_part<Vec<T>>(to.residual + m * to.stride + n, to.columns); });
+    each([&](Vec<T>& v, int64_t n) {
+      store_part(to.out + m * to.stride + n, activate(v, to.activation), to.columns);
+    });
   }
+}
+
+// Panels::start() of a panel of N vectors, the first of which is filled.
+template <int N, typename T>
+inline int64_t vector_start(const Target<T>& to, int n) {
+  return n + 1 < N ? n * kLanes<T> : to.columns - kLanes<T>;
 }
 
 // The same from registers, for whole vectors and what is soon done: each part of the epilogue is asked for once a
 // block.
 template <int M, int N, typename T>
 inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
-  constexpr int lanes = kLanes<T>;
   const auto each = [&](auto f) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) f(sum[m][n], m * to.stride + n * lanes, n * lanes);
+      const int64_t start = vector_start<N>(to, n);
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) f(sum[m][n], m * to.stride + start, start);
     }
   };
-  if (to.columns < N * lanes || to.activation > AI3_HARDSIGMOID) {
+  if (to.columns < kLanes<T> || to.activation > AI3_HARDSIGMOID) {
     Vec<T> copy[M][N];  // the sums themselves have no address, or they would live in memory
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) copy[m][n] = sum[m][n];
@@ -156,10 +175,19 @@ inline void write_block(Vec<T> (&sum)[M][N], const Target<T>& to) {
 template <int M, int N, typename T, typename Rows>
 void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth, const T* b, const T* later,
                 const Target<T>& to) {
-  Vec<T> sum[M][N] = {}, total[M][N];
+  Vec<T> sum[M][N];
+  // Else it is left to write_block(), which is faster with few sums.
+  const bool has_bias = N > 1 && to.bias;
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    const Vec<T> first = has_bias ? load<Vec<T>>(to.bias + vector_start<N>(to, n)) : Vec<T>{};
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) sum[m][n] = first;
+  }
+  Vec<T> total[M][N];
   bool has_total = false;
   const auto add_total = [&](auto f) {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) f(total[m][n], sum[m][n]);
@@ -168,7 +196,7 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
   int64_t summed = 0;
   for (int64_t s = 0; s < segments; ++s) {
     const T* a[M];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) a[m] = rows.row(s, first + m);
     for (int64_t left = depth; left > 0;) {
       const int64_t steps = std::min(left, kSumSteps);
@@ -177,7 +205,7 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
       later += steps * kLanes<T>;
       left -= steps;
       summed += steps;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int m = 0; m < M; ++m) a[m] += steps;
       if (summed < kSumSteps || (left == 0 && s + 1 == segments)) continue;
       summed = 0;
@@ -190,7 +218,9 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
     }
   }
   if (has_total) add_total([](Vec<T>& all, Vec<T>& part) { part += all; });
-  write_block<M, N, T>(sum, to);
+  Target<T> rest = to;
+  if (has_bias) rest.bias = nullptr;
+  write_block<M, N, T>(sum, rest);
 }
 
 // The first blocks fetch what lies behind the panel, a line a step each: the next panel comes from memory meanwhile.
@@ -206,8 +236,15 @@ void gemm_panel(const Rows& rows, int64_t count, int64_t segments, int64_t depth
       later += segments * depth * kLanes<T>;
       m += decltype(size)::value;
     };
-    // The last rows are shared out, as few rows at once wait for their own sums.
     const int64_t left = count - m;
+    if constexpr (N == 2 && kPanelVectors == 4) {
+      // As many sums as a block of four vectors has.
+      if (left >= 2 * kBlockRows) {
+        block(std::integral_constant<int, 2 * kBlockRows>());
+        continue;
+      }
+    }
+    // The last rows are shared out, as few rows at once wait for their own sums.
     switch (left >= 2 * kBlockRows || left <= kBlockRows ? std::min<int64_t>(left, kBlockRows) : (left + 1) / 2) {
       case 6:
         block(std::integral_constant<int, 6>());
