@@ -114,6 +114,11 @@ struct Operation {
   std::string_view name;
   void (*run)(StableIValue* stack, uint64_t arguments, uint64_t returns);
   uint64_t returns;
+  // Bits of the arguments that are images, where each image of a batch is computed from its own alone; 0 where not.
+  uint32_t images;
+  uint64_t batch = 0;  // which argument is the size of the batch, or -1 for what is left; 0 where none is
+
+  bool is_image(size_t argument) const { return (images >> argument & 1) != 0; }
 };
 constexpr size_t kMaxArguments = 32;
 

@@ -9,6 +9,8 @@
 //   return 9 12
 //
 // The first values are the call's tensors. A value is let go of behind the last operation that reads it.
+#include "sequence.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -17,30 +19,9 @@
 #include <mutex>
 #include <string_view>
 #include <unordered_map>
-#include <vector>
-
-#include "core.h"
 
 namespace ai3 {
 namespace {
-
-struct Argument {
-  enum { kNumber, kTensor, kOptional } kind;
-  uint64_t value;  // a number as it lies on the stack, or which value the tensor is
-};
-
-struct Step {
-  const Operation* operation;
-  std::vector<Argument> arguments;
-  int64_t result;              // -1: none
-  std::vector<size_t> unused;  // values that no later step reads
-};
-
-struct Program {
-  std::vector<Step> steps;
-  std::vector<size_t> results;
-  size_t inputs, values;
-};
 
 Tensor image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
   return empty_image(like, {batch < 0 ? like.size(0) : batch, channels, height, width}, true);
@@ -71,10 +52,10 @@ void view(StableIValue* stack, uint64_t arguments, uint64_t) {
 
 // Operations that are not ai3's.
 constexpr Operation kOthers[] = {
-    {"image", TORCH_BOX(&image), 1},
-    {"part", TORCH_BOX(&part), 1},
-    {"mul", mul, 1},
-    {"view", view, 1},
+    {"image", TORCH_BOX(&image), 1, 1, 1},
+    {kPart, TORCH_BOX(&part), 1, 1},
+    {"mul", mul, 1, 1 | 1 << 1},
+    {"view", view, 1, 1, 1},
 };
 
 const Operation* find(std::string_view name) {
@@ -122,7 +103,7 @@ Argument argument(std::string_view word) {
 }
 
 Program parse(std::string_view text, size_t inputs) {
-  Program program{{}, {}, inputs, inputs};
+  Program program{{}, {}, inputs, inputs, {}, std::make_shared<Splits>()};
   while (!text.empty()) {
     std::string_view line = take(text, '\n');
     const std::string_view name = take(line, ' ');
@@ -139,15 +120,20 @@ Program parse(std::string_view text, size_t inputs) {
     program.values = std::max(program.values, static_cast<size_t>(step.result + 1));
     program.steps.push_back(std::move(step));
   }
-  std::vector<bool> computed(program.values), read(program.values);
+  std::vector<bool> computed(program.values), read(program.values), images(program.values);
   std::fill_n(computed.begin(), inputs, true);
   for (const Step& step : program.steps) {
-    for (const Argument& a : step.arguments) {
+    for (size_t i = 0; i < step.arguments.size(); ++i) {
+      const Argument& a = step.arguments[i];
       if (a.kind == Argument::kNumber) continue;
       AI3_CHECK(a.value < program.values, "ai3::sequence: there is no value ", a.value);
       AI3_CHECK(computed[a.value], "ai3::sequence: value ", a.value, " is read before it is computed");
+      if (step.operation->is_image(i)) images[a.value] = true;
     }
     if (step.result >= 0) computed[static_cast<size_t>(step.result)] = true;
+  }
+  for (size_t value = 0; value < inputs; ++value) {
+    if (images[value]) program.images.push_back(value);
   }
   for (const size_t value : program.results) {
     AI3_CHECK(value < program.values && computed[value], "ai3::sequence: there is no value ", value);
@@ -173,21 +159,9 @@ std::shared_ptr<const Program> find_program(std::string_view text, size_t inputs
   return program;
 }
 
-std::vector<Tensor> run_program(const Program& program, std::vector<std::optional<Tensor>> values) {
-  using torch::stable::detail::from;
+std::vector<Tensor> run_program(const Program& program, Values values) {
   values.resize(program.values);
-  for (const Step& step : program.steps) {
-    StableIValue stack[kMaxArguments];
-    for (size_t i = 0; i < step.arguments.size(); ++i) {
-      const Argument& a = step.arguments[i];
-      stack[i] = a.kind == Argument::kNumber     ? a.value
-                 : a.kind == Argument::kOptional ? from(values[a.value])
-                                                 : from(*values[a.value]);
-    }
-    step.operation->run(stack, step.arguments.size(), step.operation->returns);
-    if (step.result >= 0) values[static_cast<size_t>(step.result)] = torch::stable::detail::to<Tensor>(stack[0]);
-    for (const size_t value : step.unused) values[value].reset();
-  }
+  run_steps(program, values);
   std::vector<Tensor> results;
   for (const size_t value : program.results) results.push_back(*values[value]);
   return results;
@@ -197,7 +171,7 @@ std::vector<Tensor> run_program(const Program& program, std::vector<std::optiona
 // make leaks the text.
 void sequence(StableIValue* stack, uint64_t, uint64_t) {
   using torch::stable::detail::to;
-  std::vector<std::optional<Tensor>> values;
+  Values values;
   for (Tensor& tensor : to<std::vector<Tensor>>(stack[1])) values.emplace_back(std::move(tensor));
   const auto handle = to<StringHandle>(stack[0]);
   const std::unique_ptr<std::remove_pointer_t<StringHandle>, void (*)(StringHandle)> owner(
@@ -211,6 +185,23 @@ void sequence(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 }  // namespace
+
+void run_step(const Step& step, Values& values, int64_t batch) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  StableIValue stack[kMaxArguments];
+  for (size_t i = 0; i < step.arguments.size(); ++i) {
+    const Argument& a = step.arguments[i];
+    stack[i] = a.kind == Argument::kNumber     ? a.value
+               : a.kind == Argument::kOptional ? from(values[a.value])
+                                               : from(*values[a.value]);
+  }
+  const uint64_t sized = step.operation->batch;
+  if (batch >= 0 && sized > 0 && to<int64_t>(stack[sized]) >= 0) stack[sized] = from(batch);
+  step.operation->run(stack, step.arguments.size(), step.operation->returns);
+  if (step.result >= 0) values[static_cast<size_t>(step.result)] = to<Tensor>(stack[0]);
+}
+
 }  // namespace ai3
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ai3, m) { m.def("sequence(str program, Tensor[] tensors) -> Tensor[]"); }

@@ -104,7 +104,8 @@ inline int64_t depthwise_blocks(const ai3_args* a) {
   return std::max<int64_t>(1, std::min(vectors.count / kVectors, ceil_div(vectors.count, std::max(kVectors, fit))));
 }
 
-// Items are output rows, within blocks of channels. Blocks of pixels go down the rows, which share most of their inputs.
+// Items are output rows, within blocks of channels. Blocks of pixels go down the rows, which share most of their
+// inputs.
 template <int K, int S, typename V, typename T>
 void depthwise_range(void* arg, int64_t begin, int64_t end) {
   const auto* a = static_cast<const ai3_args*>(arg);

@@ -126,9 +126,7 @@ __attribute__((noinline)) void write_rows(const Vec<T>* sums, int64_t rows, int 
     // All of a row is read before any is written, as the residual may be the output, and vectors overlap.
     if (to.residual)
       each([&](Vec<T>& v, int64_t n) { v += load_part<Vec<T>>(to.residual + m * to.stride + n, to.columns); });
-    each([&](Vec<T>& v, int64_t n) {
-      store_part(to.out + m * to.stride + n, activate(v, to.activation), to.columns);
-    });
+    each([&](Vec<T>& v, int64_t n) { store_part(to.out + m * to.stride + n, activate(v, to.activation), to.columns); });
   }
 }
 

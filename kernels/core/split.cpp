@@ -1,0 +1,230 @@
+// Runs the steps of a program. Where the images of a batch are larger than the last-level cache, neighbouring steps run
+// one after another for as many images as fit it, and only then for the next ones: between them the images stay in
+// cache, where otherwise each would go to memory and back. Weights are read once for every part instead.
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+
+#include "sequence.h"
+
+namespace ai3 {
+namespace {
+
+// Of the last-level cache, for the images of an operation: weights, other programs and, on a server, other machines of
+// the same host have their share in it.
+int64_t cache_bytes() {
+  static const int64_t bytes = [] {
+    constexpr int64_t kMost = int64_t{16} << 20, kUnknown = int64_t{4} << 20;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    if (const long found = sysconf(_SC_LEVEL3_CACHE_SIZE); found > 0) return std::min<int64_t>(found / 4, kMost);
+#endif
+    return kUnknown;
+  }();
+  return bytes;
+}
+
+// What a step was seen to work on.
+struct Seen {
+  int64_t batch = 0;                    // 0: its batch cannot be split
+  int64_t bytes = 0;                    // of its images
+  std::vector<int64_t> sizes, strides;  // of its result
+};
+
+template <typename Visit>
+void visit_values(const Step& step, Visit visit) {
+  for (size_t i = 0; i < step.arguments.size(); ++i) {
+    if (step.arguments[i].kind != Argument::kNumber) visit(step.arguments[i].value, step.operation->is_image(i));
+  }
+}
+
+int64_t bytes_of(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
+
+// Looks at a step's images: before it is run, and at the result behind it.
+Seen look_at_images(const Step& step, const Values& values) {
+  Seen seen;
+  bool splits = step.operation->images != 0;
+  visit_values(step, [&](size_t value, bool image) {
+    if (!image || !values[value]) return;
+    const Tensor& t = *values[value];
+    splits = splits && t.dim() == 4 && (seen.batch == 0 || t.size(0) == seen.batch);
+    seen.batch = t.dim() > 0 ? t.size(0) : 0;
+    seen.bytes += bytes_of(t);
+  });
+  if (!splits) seen.batch = 0;
+  return seen;
+}
+
+void look_at_result(const Tensor& result, Seen& seen) {
+  seen.sizes.assign(result.sizes().begin(), result.sizes().end());
+  seen.strides.assign(result.strides().begin(), result.strides().end());
+  seen.bytes += bytes_of(result);
+  if (result.dim() == 0 || result.size(0) != seen.batch) seen.batch = 0;
+}
+
+// What the steps [begin, end) need from before and leave behind. False where a weight is among what they compute, or an
+// image among the weights.
+bool find_borders(const Program& program, const std::vector<Seen>& seen, Split& split) {
+  std::set<size_t> made, outer, whole;
+  bool fits = true;
+  for (size_t i = split.begin; i < split.end; ++i) {
+    const Step& step = program.steps[i];
+    visit_values(step, [&](size_t value, bool image) {
+      if (made.count(value) == 0) (image ? outer : whole).insert(value);
+      fits = fits && (image || made.count(value) == 0);
+    });
+    if (step.result >= 0) made.insert(static_cast<size_t>(step.result));
+  }
+  for (const size_t value : whole) fits = fits && outer.count(value) == 0;
+
+  std::set<size_t> later(program.results.begin(), program.results.end());
+  for (size_t i = split.end; i < program.steps.size(); ++i)
+    visit_values(program.steps[i], [&](size_t value, bool) { later.insert(value); });
+  for (size_t i = split.end; i-- > split.begin;) {  // backwards: an image is kept for a part of it
+    const Step& step = program.steps[i];
+    if (step.result < 0 || later.count(static_cast<size_t>(step.result)) == 0) continue;
+    const bool part = step.operation->name == kPart;
+    if (part) later.insert(step.arguments[0].value);
+    split.kept.push_back({static_cast<size_t>(step.result), part ? &step : nullptr, seen[i].sizes, seen[i].strides});
+  }
+  std::reverse(split.kept.begin(), split.kept.end());  // an image comes before its parts
+  split.outer.assign(outer.begin(), outer.end());
+  return fits;
+}
+
+// Of neighbouring steps whose batch can be split: from the first that the cache does not hold to the last.
+std::vector<Split> find_splits(const Program& program, const std::vector<Seen>& seen) {
+  std::vector<Split> splits;
+  const auto is_large = [&](size_t i) { return seen[i].bytes > cache_bytes(); };
+  for (size_t i = 0, next; i < seen.size(); i = next) {
+    const int64_t batch = seen[i].batch;
+    for (next = i + 1; next < seen.size() && seen[next].batch == batch; ++next) {
+    }
+    if (batch < 2) continue;
+    size_t begin = i, end = next;
+    while (begin < end && !is_large(begin)) ++begin;
+    while (begin < end && !is_large(end - 1)) --end;
+    if (end - begin < 2) continue;
+    int64_t most = 0;
+    for (size_t step = begin; step < end; ++step) most = std::max(most, seen[step].bytes / batch);
+    const int64_t images = std::clamp<int64_t>(cache_bytes() / std::max<int64_t>(1, most), 1, batch);
+    Split split{begin, end, batch, (batch + images - 1) / images, {}, {}};
+    if (split.parts > 1 && find_borders(program, seen, split)) splits.push_back(std::move(split));
+  }
+  return splits;
+}
+
+// Some images of a batch as they lie.
+Tensor images_of(const Tensor& t, int64_t begin, int64_t end) {
+  std::vector<int64_t> sizes(t.sizes().begin(), t.sizes().end());
+  sizes[0] = end - begin;
+  int64_t offset = 0;
+  AI3_CALL(aoti_torch_get_storage_offset(t.get(), &offset));
+  AtenTensorHandle made = nullptr;
+  AI3_CALL(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.data(), t.strides().data(),
+                                          offset + begin * t.stride(0), &made));
+  return Tensor(made);
+}
+
+Tensor empty_like_kept(const Split::Kept& kept, const Tensor& of) {
+  int32_t dtype = 0;
+  AI3_CALL(aoti_torch_get_dtype(of.get(), &dtype));
+  AtenTensorHandle made = nullptr;
+  AI3_CALL(aoti_torch_empty_strided(static_cast<int64_t>(kept.sizes.size()), kept.sizes.data(), kept.strides.data(),
+                                    dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+void run_split(const Program& program, const Split& split, Values& values) {
+  for (int64_t part = 0; part < split.parts; ++part) {
+    const int64_t begin = split.batch * part / split.parts, end = split.batch * (part + 1) / split.parts;
+    Values own = values;
+    for (const size_t value : split.outer) own[value] = images_of(*values[value], begin, end);
+    for (const auto& kept : split.kept) own[kept.value].reset();
+    for (size_t i = split.begin; i < split.end; ++i) {
+      run_step(program.steps[i], own, end - begin);
+      for (const size_t value : program.steps[i].unused) own[value].reset();
+    }
+    for (const auto& kept : split.kept) {
+      if (kept.part != nullptr) continue;
+      if (part == 0) values[kept.value] = empty_like_kept(kept, *own[kept.value]);
+      Tensor place = images_of(*values[kept.value], begin, end);
+      torch::stable::copy_(place, *own[kept.value]);
+    }
+  }
+  for (const auto& kept : split.kept) {
+    if (kept.part != nullptr) run_step(*kept.part, values);
+  }
+  for (size_t i = split.begin; i < split.end; ++i) {
+    for (const size_t value : program.steps[i].unused) values[value].reset();
+  }
+}
+
+// Every step for the whole batch.
+std::vector<Seen> run_whole(const Program& program, Values& values) {
+  std::vector<Seen> all;
+  for (const Step& step : program.steps) {
+    Seen seen = look_at_images(step, values);
+    run_step(step, values);
+    if (step.result >= 0) look_at_result(*values[static_cast<size_t>(step.result)], seen);
+    all.push_back(std::move(seen));
+    for (const size_t value : step.unused) values[value].reset();
+  }
+  return all;
+}
+
+// Whether there is a batch to split: asked first, as most calls are of one image.
+bool has_batch(const Program& program, const Values& values) {
+  return std::any_of(program.images.begin(), program.images.end(), [&](size_t image) {
+    const Tensor& t = *values[image];
+    return t.dim() == 4 && t.size(0) > 1;
+  });
+}
+
+// What the sizes of all values follow from.
+std::vector<int64_t> sizes_of_inputs(const Program& program, const Values& values) {
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < program.inputs; ++i) {
+    const auto of_one = values[i]->sizes();
+    sizes.push_back(static_cast<int64_t>(of_one.size()));
+    sizes.insert(sizes.end(), of_one.begin(), of_one.end());
+    sizes.push_back(static_cast<int64_t>(values[i]->element_size()));
+  }
+  return sizes;
+}
+
+}  // namespace
+
+void run_steps(const Program& program, Values& values) {
+  constexpr size_t kMaxKnown = 64;  // a program whose sizes never repeat starts anew
+  static const auto none = std::make_shared<const std::vector<Split>>();
+  std::shared_ptr<const std::vector<Split>> splits = none;
+  if (has_batch(program, values)) {
+    const std::vector<int64_t> sizes = sizes_of_inputs(program, values);
+    Splits& all = *program.splits;
+    std::unique_lock lock(all.mutex);
+    const auto found = all.known.find(sizes);
+    if (found == all.known.end()) {
+      lock.unlock();
+      splits = std::make_shared<const std::vector<Split>>(find_splits(program, run_whole(program, values)));
+      lock.lock();
+      if (all.known.size() >= kMaxKnown) all.known.clear();
+      all.known.emplace(sizes, splits);
+      return;
+    }
+    splits = found->second;
+  }
+  auto split = splits->begin();
+  for (size_t i = 0; i < program.steps.size();) {
+    if (split != splits->end() && split->begin == i) {
+      run_split(program, *split, values);
+      i = split++->end;
+      continue;
+    }
+    run_step(program.steps[i], values);
+    for (const size_t value : program.steps[i].unused) values[value].reset();
+    ++i;
+  }
+}
+
+}  // namespace ai3
