@@ -35,7 +35,8 @@ def conv(result: int, source: int, weight: int, residual: str = "n") -> str:
 
 def conv_into(image: int, channel: int, source: int, weight: int, algorithm: int, adds: bool = False) -> str:
     window = "i1 i1 i0 i0 i0 i0 i1 i1 i1"
-    return f"conv2d_into - t{image} i{channel} t{source} t{weight} n {window} i{algorithm} b0 i0 n n n n d0 b{int(adds)}"
+    rest = f"i{algorithm} b0 i0 n n n n d0 b{int(adds)}"
+    return f"conv2d_into - t{image} i{channel} t{source} t{weight} n {window} {rest}"
 
 
 def calls(program: str, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
