@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     result = run(given)
     if given.bench in WITH_MKL:
-        result[AS_INTEL] = as_intel.absent() or as_intel.measure(arguments)
+        result[AS_INTEL] = "left out by --once" if given.once else as_intel.absent() or as_intel.measure(arguments)
     save(result, given.out)
     print("\n\n".join(table.text() for table in tables(result)))
     if result["disturbance"] is not None:
@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, description=bench.__doc__)
         command.add_argument("--rounds", type=int, default=bench.ROUNDS, help=f"default {bench.ROUNDS}")
         command.add_argument("--out", type=Path, help="a JSON file for the result; a picture is drawn beside it")
+        if name in WITH_MKL:
+            command.add_argument("--once", action="store_true", help=f"not a second time {AS_INTEL}, on AMD's CPUs")
         bench.add_arguments(command)
     command = commands.add_parser("markdown", description="a result's tables, in Markdown")
     command.add_argument("file", type=Path)
