@@ -119,7 +119,7 @@ def kernel_request(
     return Request(
         _file_name(label),
         tuple(sources),
-        (*KERNEL_FLAGS, *cpu_flags(isa), *_register_flags(tuple(shlex.split(_compiler()))), *flags),
+        (*KERNEL_FLAGS, *cpu_flags(isa), *flags),
         include_dirs=(*include_dirs, INCLUDE),
         link_flags=tuple(link_flags),
         extra={"isa": isa},
@@ -152,18 +152,6 @@ def cpu_flags(isa: str) -> list[str]:
     if isa == "avx2":
         return ["-march=x86-64-v3", "-mtune=native"]
     return []
-
-
-@functools.cache
-def _register_flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
-    """What keeps GCC from leaving operands of a hot loop on the stack while registers are free (seen with GCC 12, where
-    it halves the speed of a register block of 6 rows and 2 vectors). Other compilers do not know it."""
-    flag = "-fira-region=all"
-    try:
-        subprocess.run([*compiler, flag, "-E", "-x", "c++", os.devnull], capture_output=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return (flag,)
 
 
 def no_compiler_reason() -> str | None:
@@ -200,7 +188,7 @@ def key_of(request: Request) -> cache.Key:
         name=request.name,
         sources=sources.digest_of((source.name, source) for source in request.sources),
         headers=sources.digest_of(_headers(request)),
-        flags=request.flags,
+        flags=_flags(request),
         link_flags=request.link_flags,
         compiler=describe_compiler(),
         abi=_abi(),
@@ -256,7 +244,7 @@ def _compile(request: Request, folder: Path) -> Path:
             path = cpp_extension.load(
                 request.name,
                 [str(source) for source in source_files],
-                extra_cflags=[_quoted(flag) for flag in (*includes, *request.flags)],
+                extra_cflags=[_quoted(flag) for flag in (*includes, *_flags(request))],
                 extra_ldflags=[_quoted(flag) for flag in link_flags],
                 build_directory=str(folder),
                 is_python_module=False,
@@ -322,6 +310,24 @@ def _identity(compiler: tuple[str, ...]) -> str:
 
     version = ask("--version").strip().splitlines()
     return f"{version[0] if version else 'unknown'}, {ask('-dumpmachine').strip()}"
+
+
+def _flags(request: Request) -> tuple[str, ...]:
+    """The request's flags behind those of this compiler. CMake chooses a compiler of its own."""
+    own = () if request.cmake is not None else _register_flags(tuple(shlex.split(_compiler())))
+    return (*own, *request.flags)
+
+
+@functools.cache
+def _register_flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
+    """What keeps GCC from leaving operands of a hot loop on the stack while registers are free (seen with GCC 12, where
+    it halves the speed of a register block of 6 rows and 2 vectors). Other compilers do not know it."""
+    flag = "-fira-region=all"
+    try:
+        subprocess.run([*compiler, flag, "-E", "-x", "c++", os.devnull], capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return (flag,)
 
 
 @functools.cache

@@ -106,6 +106,15 @@ void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& inp
                     int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight,
                     bool adds = false);
 
+// Some elements of a tensor as they lie, from `offset` of its own first one on.
+template <typename Sizes, typename Strides>
+Tensor view_from(const Tensor& of, int64_t offset, const Sizes& sizes, const Strides& strides) {
+  AtenTensorHandle made = nullptr;
+  AI3_CALL(aoti_torch__reinterpret_tensor(of.get(), static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                          offset, &made));
+  return Tensor(made);
+}
+
 // An image [N,C,H,W] like `like` of another size, or [C,H,W], which is always contiguous.
 Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last);
 
@@ -116,7 +125,9 @@ struct Operation {
   uint64_t returns;
   // Bits of the arguments that are images, where each image of a batch is computed from its own alone; 0 where not.
   uint32_t images;
-  uint64_t batch = 0;  // which argument is the size of the batch, or -1 for what is left; 0 where none is
+  uint64_t static_weight = 0;  // which argument says that the packed weight is kept; 0 where none does
+  uint64_t batch = 0;          // which argument is the size of the batch, negative for what follows; 0 where none is
+  bool computes = true;        // from its images, and is not merely a place for them
 
   bool is_image(size_t argument) const { return (images >> argument & 1) != 0; }
 };

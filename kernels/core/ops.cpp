@@ -259,11 +259,11 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
 }
 
 constexpr Operation kOperations[] = {
-    {"conv2d", TORCH_BOX(&conv2d), 1, 1 | 1 << 15},  // the input and the residual
+    {"conv2d", TORCH_BOX(&conv2d), 1, 1 | 1 << 15, 14},  // the input and the residual
     {"linear", TORCH_BOX(&linear), 1, 0},
     {"max_pool2d", TORCH_BOX(&max_pool2d), 1, 1},
     {"avg_pool2d", TORCH_BOX(&avg_pool2d), 1, 1},
-    {"conv2d_into", TORCH_BOX(&conv2d_into), 0, 1 | 1 << 2},  // the output and the input
+    {"conv2d_into", TORCH_BOX(&conv2d_into), 0, 1 | 1 << 2, 15},  // the output and the input
     {"max_pool2d_into", TORCH_BOX(&max_pool2d_into), 0, 1 | 1 << 2},
     {"avg_pool2d_into", TORCH_BOX(&avg_pool2d_into), 0, 1 | 1 << 2},
     {"adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d), 1, 1},

@@ -29,13 +29,8 @@ Tensor image(const Tensor& like, int64_t batch, int64_t channels, int64_t height
 Tensor part(const Tensor& image, int64_t begin, int64_t end) {
   AI3_CHECK(image.dim() == 4 && 0 <= begin && begin <= end && end <= image.size(1), "ai3::sequence: channels ", begin,
             " to ", end, " are no part of an image");
-  const int64_t sizes[] = {image.size(0), end - begin, image.size(2), image.size(3)};
-  int64_t offset = 0;
-  AI3_CALL(aoti_torch_get_storage_offset(image.get(), &offset));
-  AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch__reinterpret_tensor(image.get(), 4, sizes, image.strides().data(),
-                                          offset + begin * image.stride(1), &made));
-  return Tensor(made);
+  const std::array<int64_t, 4> sizes = {image.size(0), end - begin, image.size(2), image.size(3)};
+  return view_from(image, begin * image.stride(1), sizes, image.strides());
 }
 
 void mul(StableIValue* stack, uint64_t, uint64_t) {
@@ -52,10 +47,10 @@ void view(StableIValue* stack, uint64_t arguments, uint64_t) {
 
 // Operations that are not ai3's.
 constexpr Operation kOthers[] = {
-    {"image", TORCH_BOX(&image), 1, 1, 1},
-    {kPart, TORCH_BOX(&part), 1, 1},
+    {"image", TORCH_BOX(&image), 1, 1, 0, 1, false},
+    {kPart, TORCH_BOX(&part), 1, 1, 0, 0, false},
     {"mul", mul, 1, 1 | 1 << 1},
-    {"view", view, 1, 1, 1},
+    {"view", view, 1, 1, 0, 1, false},
 };
 
 const Operation* find(std::string_view name) {

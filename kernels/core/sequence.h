@@ -1,9 +1,11 @@
 // A program of ai3::sequence: sequence.cpp reads it, split.cpp runs it.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <vector>
 
 #include "core.h"
@@ -34,9 +36,13 @@ struct Split {
   int64_t batch, parts;
   std::vector<size_t> outer;  // images from before
   std::vector<Kept> kept;
+
+  bool keeps(size_t value) const {
+    return std::any_of(kept.begin(), kept.end(), [&](const Kept& k) { return k.value == value; });
+  }
 };
 
-// The splits of a program by the sizes of its inputs.
+// The splits of a program by the sizes and layouts of its inputs.
 struct Splits {
   std::mutex mutex;
   std::map<std::vector<int64_t>, std::shared_ptr<const std::vector<Split>>> known;

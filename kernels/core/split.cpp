@@ -1,12 +1,14 @@
 // Runs the steps of a program. Where the images of a batch are larger than the last-level cache, neighbouring steps run
 // one after another for as many images as fit it, and only then for the next ones: between them the images stay in
 // cache, where otherwise each would go to memory and back. Weights are read once for every part instead.
-#include <unistd.h>
-
 #include <algorithm>
 #include <set>
 
 #include "sequence.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 namespace ai3 {
 namespace {
@@ -40,25 +42,32 @@ void visit_values(const Step& step, Visit visit) {
 
 int64_t bytes_of(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
 
+// Weights that are not kept would be packed for every part.
+bool keeps_weights(const Step& step) {
+  const uint64_t argument = step.operation->static_weight;
+  if (argument == 0 || argument >= step.arguments.size()) return true;
+  return torch::stable::detail::to<bool>(step.arguments[argument].value);
+}
+
 // Looks at a step's images: before it is run, and at the result behind it.
 Seen look_at_images(const Step& step, const Values& values) {
   Seen seen;
-  bool splits = step.operation->images != 0;
+  bool splits = step.operation->images != 0 && keeps_weights(step);
   visit_values(step, [&](size_t value, bool image) {
-    if (!image || !values[value]) return;
+    if (!image) return;
     const Tensor& t = *values[value];
     splits = splits && t.dim() == 4 && (seen.batch == 0 || t.size(0) == seen.batch);
     seen.batch = t.dim() > 0 ? t.size(0) : 0;
-    seen.bytes += bytes_of(t);
+    if (step.operation->computes) seen.bytes += bytes_of(t);
   });
   if (!splits) seen.batch = 0;
   return seen;
 }
 
-void look_at_result(const Tensor& result, Seen& seen) {
+void look_at_result(const Step& step, const Tensor& result, Seen& seen) {
   seen.sizes.assign(result.sizes().begin(), result.sizes().end());
   seen.strides.assign(result.strides().begin(), result.strides().end());
-  seen.bytes += bytes_of(result);
+  if (step.operation->computes) seen.bytes += bytes_of(result);
   if (result.dim() == 0 || result.size(0) != seen.batch) seen.batch = 0;
 }
 
@@ -143,7 +152,10 @@ void run_split(const Program& program, const Split& split, Values& values) {
     for (const auto& kept : split.kept) own[kept.value].reset();
     for (size_t i = split.begin; i < split.end; ++i) {
       run_step(program.steps[i], own, end - begin);
-      for (const size_t value : program.steps[i].unused) own[value].reset();
+      for (const size_t value : program.steps[i].unused) {
+        // An image may be read later only as a part of it.
+        if (!split.keeps(value)) own[value].reset();
+      }
     }
     for (const auto& kept : split.kept) {
       if (kept.part != nullptr) continue;
@@ -166,7 +178,7 @@ std::vector<Seen> run_whole(const Program& program, Values& values) {
   for (const Step& step : program.steps) {
     Seen seen = look_at_images(step, values);
     run_step(step, values);
-    if (step.result >= 0) look_at_result(*values[static_cast<size_t>(step.result)], seen);
+    if (step.result >= 0) look_at_result(step, *values[static_cast<size_t>(step.result)], seen);
     all.push_back(std::move(seen));
     for (const size_t value : step.unused) values[value].reset();
   }
@@ -181,35 +193,36 @@ bool has_batch(const Program& program, const Values& values) {
   });
 }
 
-// What the sizes of all values follow from.
-std::vector<int64_t> sizes_of_inputs(const Program& program, const Values& values) {
-  std::vector<int64_t> sizes;
+// What the sizes and layouts of all values follow from.
+std::vector<int64_t> layout_of_inputs(const Program& program, const Values& values) {
+  std::vector<int64_t> layout;
+  const auto add = [&](auto numbers) { layout.insert(layout.end(), numbers.begin(), numbers.end()); };
   for (size_t i = 0; i < program.inputs; ++i) {
-    const auto of_one = values[i]->sizes();
-    sizes.push_back(static_cast<int64_t>(of_one.size()));
-    sizes.insert(sizes.end(), of_one.begin(), of_one.end());
-    sizes.push_back(static_cast<int64_t>(values[i]->element_size()));
+    layout.push_back(values[i]->dim());
+    layout.push_back(static_cast<int64_t>(values[i]->element_size()));
+    add(values[i]->sizes());
   }
-  return sizes;
+  for (const size_t image : program.images) add(values[image]->strides());
+  return layout;
 }
 
 }  // namespace
 
 void run_steps(const Program& program, Values& values) {
-  constexpr size_t kMaxKnown = 64;  // a program whose sizes never repeat starts anew
+  constexpr size_t kMaxKnown = 64;  // of a program whose sizes never repeat they are found anew
   static const auto none = std::make_shared<const std::vector<Split>>();
   std::shared_ptr<const std::vector<Split>> splits = none;
   if (has_batch(program, values)) {
-    const std::vector<int64_t> sizes = sizes_of_inputs(program, values);
+    const std::vector<int64_t> layout = layout_of_inputs(program, values);
     Splits& all = *program.splits;
     std::unique_lock lock(all.mutex);
-    const auto found = all.known.find(sizes);
+    const auto found = all.known.find(layout);
     if (found == all.known.end()) {
       lock.unlock();
       splits = std::make_shared<const std::vector<Split>>(find_splits(program, run_whole(program, values)));
       lock.lock();
       if (all.known.size() >= kMaxKnown) all.known.clear();
-      all.known.emplace(sizes, splits);
+      all.known.emplace(layout, splits);
       return;
     }
     splits = found->second;

@@ -27,15 +27,15 @@ def images(batch: int, channels: int = CHANNELS, size: int = SIZE) -> torch.Tens
     return torch.randn(batch, channels, size, size).to(memory_format=torch.channels_last)
 
 
-def conv(result: int, source: int, weight: int, residual: str = "n") -> str:
+def conv(result: int, source: int, weight: int, residual: str = "n", static: bool = True) -> str:
     """A 1x1 convolution without bias, as the pass writes it."""
-    norms = "n n n n d0 n n n n d0 i0"
-    return f"conv2d {result} t{source} t{weight} n i1 i1 i0 i0 i0 i0 i1 i1 i1 i{CONV} b1 b0 {residual} i0 {norms}"
+    window, norms = "i1 i1 i0 i0 i0 i0 i1 i1 i1", "n n n n d0 n n n n d0 i0"
+    return f"conv2d {result} t{source} t{weight} n {window} i{CONV} b1 b{int(static)} {residual} i0 {norms}"
 
 
 def conv_into(image: int, channel: int, source: int, weight: int, algorithm: int, adds: bool = False) -> str:
     window = "i1 i1 i0 i0 i0 i0 i1 i1 i1"
-    rest = f"i{algorithm} b0 i0 n n n n d0 b{int(adds)}"
+    rest = f"i{algorithm} b1 i0 n n n n d0 b{int(adds)}"
     return f"conv2d_into - t{image} i{channel} t{source} t{weight} n {window} {rest}"
 
 
@@ -64,6 +64,78 @@ def test_one_image_and_small_images_run_whole(shape):
     expected, whole = calls(program, [x])
     found, split = calls(program, [x])
     assert whole == split <= 2 and torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_images_that_are_some_of_a_larger_batch(layout):
+    """They begin inside their storage; what is left of it behind them is not theirs."""
+    x = images(5).contiguous(memory_format=layout)[1:4]
+    program = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {WINDOW} i{POOL} b1\nreturn 1 2"
+    for _ in range(2):
+        relu, pooled = ops.sequence(program, [x])
+        assert torch.equal(relu, x.relu()) and torch.equal(pooled, relu) and relu.stride() == x.stride()
+
+
+def test_weights_that_are_not_kept_are_packed_once():
+    x, weight = images(2), torch.randn(CHANNELS, CHANNELS, 1, 1)
+    program = "\n".join([f"relu 2 t0 i{RELU}", conv(3, 2, 1, static=False), f"relu 4 t3 i{RELU}", "return 4"])
+    assert [calls(program, [x, weight])[1] for _ in range(2)] == [3, 3]
+
+
+def test_an_image_that_is_kept_for_a_part_of_it():
+    """Nothing behind the split steps reads the image itself, only some of its channels, which lie in it."""
+    x, weight = images(2), torch.randn(2, CHANNELS, 1, 1)
+    program = "\n".join(
+        [
+            f"image 2 t0 i-1 i8 i{SIZE} i{SIZE}",
+            f"max_pool2d_into - t2 i4 t0 {WINDOW} i{POOL}",
+            "part 3 t2 i4 i8",
+            f"max_pool2d_into - t2 i0 t0 {WINDOW} i{POOL}",
+            f"relu 4 t2 i{RELU}",
+            f"relu 5 t1 i{RELU}",
+            conv(6, 3, 5),  # its weight is computed
+            "return 6 4",
+        ]
+    )
+    for _ in range(2):
+        found, relu = ops.sequence(program, [x, weight])
+        torch.testing.assert_close(found, F.conv2d(x, weight.relu()), rtol=1e-6, atol=1e-6)
+        assert torch.equal(relu, torch.cat([x, x], 1).relu())
+
+
+def test_a_part_of_an_image_from_before():
+    """The image is made before the split steps, which write into it and read channels of it."""
+    x, weight = images(2), torch.randn(CHANNELS, CHANNELS, 1, 1)
+    program = "\n".join(
+        [
+            f"relu 2 t1 i{RELU}",
+            conv(3, 0, 2),
+            f"image 4 t0 i2 i8 i{SIZE} i{SIZE}",
+            f"max_pool2d_into - t4 i0 t3 {WINDOW} i{POOL}",
+            f"relu 5 t2 i{RELU}",  # of another batch: what is before and what follows are split each for itself
+            "part 6 t4 i4 i8",
+            f"max_pool2d_into - t4 i4 t0 {WINDOW} i{POOL}",
+            "part 7 t4 i4 i8",
+            f"max_pool2d 8 t6 {WINDOW} i{POOL} b1",
+            f"relu 9 t7 i{RELU}",
+            "return 4 6 7 8 9",
+        ]
+    )
+    for _ in range(2):
+        whole, before, after, pooled, relu = ops.sequence(program, [x, weight])
+        torch.testing.assert_close(whole[:, :4], F.conv2d(x, weight.relu()), rtol=1e-6, atol=1e-6)
+        assert all(torch.equal(found, x) for found in (whole[:, 4:], before, after, pooled))
+        assert torch.equal(relu, x.relu())
+
+
+def test_the_same_program_in_another_layout():
+    """A result in the middle has its input's layout."""
+    program = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {WINDOW} i{POOL} b1\nreturn 1 2"
+    for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
+        x = images(2).contiguous(memory_format=layout)
+        for _ in range(2):
+            relu, _ = ops.sequence(program, [x])
+            assert torch.equal(relu, x.relu()) and relu.stride() == x.stride()
 
 
 def test_other_sizes_are_looked_at_anew():
@@ -168,7 +240,13 @@ def test_networks_whose_first_layers_are_split(entry):
             found = torch.compile(model, backend="ai3", options={"rest": "eager"})
         else:
             found = ai3_compile.convert(model, sample_input_shape=tuple(x.shape))
-        first, second = found(x), found(x)
-    assert torch.equal(first, second)
+        counts: list[int] = []
+        results: list[torch.Tensor] = []
+        for _ in range(2):
+            with torch.profiler.profile() as profile:
+                results.append(found(x))
+            counts.append(sum("[" in event.name and event.name.startswith("ai3::") for event in profile.events()))
+    first, second = results
+    assert counts[1] > counts[0] and torch.equal(first, second)
     # Sums of up to 144 products four layers deep, by Winograd too: some units in the last place of the largest.
     assert (second.double() - expected).abs().max() <= 2e-6 * expected.abs().max()

@@ -178,9 +178,9 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
   const bool has_bias = N > 1 && to.bias;
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
-    const Vec<T> first = has_bias ? load<Vec<T>>(to.bias + vector_start<N>(to, n)) : Vec<T>{};
+    const Vec<T> bias = has_bias ? load<Vec<T>>(to.bias + vector_start<N>(to, n)) : Vec<T>{};
 #pragma GCC unroll 12
-    for (int m = 0; m < M; ++m) sum[m][n] = first;
+    for (int m = 0; m < M; ++m) sum[m][n] = bias;
   }
   Vec<T> total[M][N];
   bool has_total = false;

@@ -118,7 +118,9 @@ typedef struct ai3_kernel {
   uint32_t version;       // raised when results or packed layouts change
   uint32_t flags;
   // Null where the algorithm can compute these shapes, else the reason in a few words ("needs a 3x3 kernel"). Sizes may
-  // be zero. The core library has checked that the shapes fit each other, and the layout, before it asks.
+  // be zero. An operation on images may then be called for some images of a batch at a time: it must support any number
+  // of them that it supports at all. The core library has checked that the shapes fit each other, and the layout,
+  // before it asks.
   const char* (*supports)(const ai3_args* args);
   // Optional: estimated nanoseconds on a core with 100 GFLOP/s of fused multiply-adds and 20 GB/s; only ratios matter.
   double (*cost)(const ai3_args* args);
