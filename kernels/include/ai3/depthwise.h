@@ -110,10 +110,13 @@ template <int K, int S, typename V, typename T>
 void depthwise_range(void* arg, int64_t begin, int64_t end) {
   const auto* a = static_cast<const ai3_args*>(arg);
   const ConvSizes s(a);
+  constexpr int64_t kNearBytes = 1 << 20;
   const int64_t blocks = depthwise_blocks(a), vectors = DepthwiseVectors(a, sizeof(V) / sizeof(T)).count;
+  const int64_t down = s.height * s.width * s.channels * s.bytes <= kNearBytes ? s.out_height : 1;
   for (int64_t item = begin; item < end;) {
     const int64_t first = item % s.out_height, block = item / s.out_height % blocks,
-                  image = item / s.out_height / blocks, last = std::min(s.out_height, first + end - item);
+                  image = item / s.out_height / blocks,
+                  last = std::min({s.out_height, first + end - item, first + down});
     item += last - first;
     DepthwiseBlock<T> b{static_cast<const T*>(a->input.data) + image * s.height * s.width * s.channels,
                         0,
