@@ -127,12 +127,7 @@ std::vector<Split> find_splits(const Program& program, const std::vector<Seen>& 
 Tensor images_of(const Tensor& t, int64_t begin, int64_t end) {
   std::vector<int64_t> sizes(t.sizes().begin(), t.sizes().end());
   sizes[0] = end - begin;
-  int64_t offset = 0;
-  AI3_CALL(aoti_torch_get_storage_offset(t.get(), &offset));
-  AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.data(), t.strides().data(),
-                                          offset + begin * t.stride(0), &made));
-  return Tensor(made);
+  return view_from(t, begin * t.stride(0), sizes, t.strides());
 }
 
 Tensor empty_like_kept(const Split::Kept& kept, const Tensor& of) {
