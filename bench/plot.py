@@ -37,8 +37,10 @@ def _models(figure: Any, result: Mapping[str, Any]) -> None:
         places = [at + _GROUP / 2 - (i + 0.5) * height for at in range(len(rows))]
         values = [row[key] or 0.0 for row in rows]
         bars = axes.barh(places, values, height, label=side, color=f"C{i}")
-        axes.bar_label(bars, [f"{row[key]:.2f}" if row[key] else "not measured" for row in rows], fontsize=7, padding=2)
-    axes.axvline(1.0, color="black", linewidth=1, linestyle="--", label="the best peer")
+        labels = [f"{row[key]:.2f}" if row[key] else "not measured" for row in rows]
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the line at 1
+        axes.bar_label(bars, labels, fontsize=7, padding=2, bbox=behind)
+    axes.axvline(1.0, color="black", linewidth=1, linestyle="--", label="the best peer", zorder=0)
     labels = [f"{row['model']}, batch {row['batch']}\n(best peer: {row['best peer'] or 'none'})" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_xlabel("time over that of the best peer (lower is faster)")
