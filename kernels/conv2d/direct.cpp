@@ -167,7 +167,7 @@ double cost(const ai3_args* a) {
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "conv2d",
                            .algorithm = "direct",
-                           .version = 2,
+                           .version = 3,
                            .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT,
                            .supports = ai3::conv_supports,
                            .cost = cost,

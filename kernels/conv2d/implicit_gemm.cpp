@@ -41,7 +41,7 @@ double cost(const ai3_args* a) {
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "conv2d",
                            .algorithm = "implicit gemm",
-                           .version = 1,
+                           .version = 2,
                            .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT | AI3_RESIDUAL_IN_PLACE,
                            .supports = ai3::conv_supports,
                            .cost = cost,
