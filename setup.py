@@ -54,7 +54,11 @@ def core_library() -> dict[str, Any]:
 setup(
     packages=[*find_packages(include=["ai3_compile", "ai3_compile.*"]), *(f"ai3_compile.{name}" for name in MAPPED)],
     package_dir={f"ai3_compile.{name}": name for name in MAPPED},
-    package_data={"ai3_compile.kernels": ["*/*", "include/ai3/*"], "ai3_compile.custom": ["*", "*/*"]},
+    package_data={
+        "ai3_compile.selection": ["*.json"],
+        "ai3_compile.kernels": ["*/*", "include/ai3/*"],
+        "ai3_compile.custom": ["*", "*/*"],
+    },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},
     py_modules=["ai3"],
     **core_library(),

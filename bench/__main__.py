@@ -1,4 +1,4 @@
-"""python -m bench NAME, and markdown FILE.json: bench/README.md says what there is."""
+"""python -m bench NAME, and markdown or fit FILE.json: bench/README.md says what there is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import as_intel, bandwidth, conv2d, cost, first_call, linear, machine, models, overhead, peak, plot
+from . import as_intel, bandwidth, conv2d, cost, first_call, fit, linear, machine, models, overhead, peak, plot
 from .table import Table
 
 BENCHES: dict[str, Any] = {
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = json.loads(given.file.read_text())
         print("\n\n".join(table.markdown() for table in tables(result)))
         return
+    if given.bench == "fit":
+        fit.main(given)
+        return
     result = run(given)
     if given.bench in WITH_MKL:
         result[AS_INTEL] = "left out by --once" if given.once else as_intel.absent() or as_intel.measure(arguments)
@@ -55,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in WITH_MKL:
             command.add_argument("--once", action="store_true", help=f"not a second time {AS_INTEL}, on AMD's CPUs")
         bench.add_arguments(command)
+    fit.add_arguments(commands.add_parser("fit", description=fit.__doc__))
     command = commands.add_parser("markdown", description="a result's tables, in Markdown")
     command.add_argument("file", type=Path)
     return parser

@@ -58,6 +58,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {
             "set": kind,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
+            "output": list(call.spec.output_shape),
             **_row(call, known, given.rounds),
         }
     print(file=sys.stderr)
