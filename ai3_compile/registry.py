@@ -109,6 +109,19 @@ class Algorithm:
         """Why only a user who names it gets it, and no policy chooses it; None where they may."""
         return platforms()[self.platform].only_by_name(self)
 
+    @property
+    def fusions(self) -> int:
+        """Batch norm and activation ahead of it, parts of images read and written as they lie, residuals in place."""
+        platform = platforms()[self.platform]
+        return sum(
+            (
+                platform.applies_prologues(self),
+                platform.reads_slices(self),
+                platform.writes_slices(self),
+                platform.adds_in_place(self),
+            )
+        )
+
     def workspace(self, spec: OpSpec) -> int:
         return platforms()[self.platform].workspace(self, spec)
 

@@ -1,4 +1,4 @@
-"""python -m bench fit FILE.json ...: the table that `guess` multiplies the kernels' estimates by, from results of `cost`.
+"""python -m bench fit FILE.json ...: the table that `guess` corrects the kernels' estimates by, from results of `cost`.
 
 For every algorithm and kind of convolution, log(time / estimate) as a sum of piecewise linear functions of the shape's
 features: least squares, with penalties on a function's size and on its steps, so that what was not measured stays near

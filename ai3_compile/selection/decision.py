@@ -32,6 +32,10 @@ class Candidate(Protocol):
     def only_by_name(self) -> str | None:
         """Why no policy chooses it, only a user who names it; None where they may. Asked where its platform can run."""
 
+    @property
+    def fusions(self) -> int:
+        """How many kinds of its neighbours' work it can take in, or save: the more, the better for the whole graph."""
+
     def workspace(self, spec: OpSpec) -> int:
         """Bytes of scratch memory that one call asks for; 0 where it asks for none, or where nobody knows (torch)."""
 

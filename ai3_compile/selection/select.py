@@ -10,6 +10,8 @@ from .selector import POLICIES, parse_names
 from .spec import OpSpec
 
 TORCH, AUTO = "torch", "auto"
+AS_GOOD_AS = 1.08
+"""Estimates whose ratio is no larger count as the same."""
 
 
 def select(
@@ -27,7 +29,7 @@ def select(
 
     The names in `selector` are tried in order; of algorithms that share a name, the first platform of the registry that
     fits is taken. `guess` is the algorithm of the lowest estimated cost among those that fit and have an estimate
-    (ties: the registry's order), and torch where none does. `default` stands for the selector `default`, the
+    (`cheapest` says what becomes of ties), and torch where none does. `default` stands for the selector `default`, the
     operation's own policy. `auto` is the fastest by `measured`, seconds by algorithm, torch's among them. With `strict`
     none of them means torch's, and none chooses what is `only_by_name`. An algorithm that asks for more than
     `max_workspace` bytes does not fit.
@@ -61,7 +63,7 @@ def select(
                 for c in known
                 if c is not chosen
             )
-            return Decision(spec, selector, chosen, _why(name, step, costs), rejected, policy)
+            return Decision(spec, selector, chosen, _why(name, step, costs, chosen), rejected, policy)
 
     trace = "\n".join(
         f"  {c.qualified}: {objections[c.qualified] or 'fits, but ' + _not_named(c, names, selector)}" for c in known
@@ -93,8 +95,18 @@ def _objection(candidate: Candidate, spec: OpSpec, system: System, max_workspace
 
 def _cheapest(fitting: Sequence[Candidate], spec: OpSpec) -> tuple[Candidate | None, dict[str, float]]:
     costs = {c.qualified: cost for c in fitting if (cost := c.cost(spec)) is not None}
-    priced = [c for c in fitting if c.qualified in costs]
-    return min(priced, key=lambda c: costs[c.qualified], default=None), costs
+    return cheapest([c for c in fitting if c.qualified in costs], costs), costs
+
+
+def cheapest(candidates: Sequence[Candidate], costs: Mapping[str, float]) -> Candidate | None:
+    """The candidate of the lowest cost; among those that cost as good as the same, the one that takes in the most of
+    its neighbours' work (the first of several): that saves more than estimates can tell apart."""
+    if not candidates:
+        return None
+    lowest = min(costs[c.qualified] for c in candidates)
+    same = [c for c in candidates if costs[c.qualified] <= AS_GOOD_AS * lowest]
+    most = max(c.fusions for c in same)
+    return min((c for c in same if c.fusions == most), key=lambda c: costs[c.qualified])
 
 
 def _fastest(
@@ -105,11 +117,16 @@ def _fastest(
     return min(timed, key=lambda c: times[c.qualified], default=None), times
 
 
-def _why(name: str, step: str, costs: dict[str, float]) -> str:
+def _why(name: str, step: str, costs: dict[str, float], chosen: Candidate) -> str:
     if step == AUTO:
         return f"auto: fastest of {len(costs)} measured, {min(costs.values()) * 1e3:.3g} ms"
     if step in POLICIES:
-        return f"{name}: lowest estimated cost of {len(costs)}" if len(costs) > 1 else f"{name}: the only one that fits"
+        if len(costs) == 1:
+            return f"{name}: the only one that fits"
+        lowest = f"lowest estimated cost of {len(costs)}"
+        if costs[chosen.qualified] > min(costs.values()):
+            return f"{name}: as good as the {lowest}, and takes in the most of what comes before and after it"
+        return f"{name}: {lowest}"
     return f"{name}: this operation's policy is {step}" if name in POLICIES else f"named {name!r}"
 
 
@@ -117,6 +134,8 @@ def _passed_over(
     other: Candidate, chosen: Candidate, considered: Sequence[str], selector: str, costs: dict[str, float], step: str
 ) -> str:
     if other.qualified in costs:
+        if costs[other.qualified] < costs[chosen.qualified]:
+            return f"as good as {chosen.qualified} by estimate, but takes in less of what comes before and after it"
         verb = "measured" if step == AUTO else "estimated"
         return f"{verb} {costs[other.qualified] / max(costs[chosen.qualified], 1e-30):.1f}x the time"
     if other.name in considered or other.qualified in considered:

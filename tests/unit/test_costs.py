@@ -68,7 +68,7 @@ def test_every_entry_of_the_table_is_of_an_algorithm_that_there_is_and_within_re
         for name, functions in fitted.items():
             assert name.split(", ")[0] in known
             assert all(len(values) >= 2 for _, values in functions.values())
-            # The largest correction that a shape can meet: an estimate that is wrong by more is a fault of the kernel's.
+            # The largest correction that a shape can meet: what is further off is a fault of the estimate.
             for extreme in (max, min):
                 total = sum(extreme(values) for _, values in functions.values())
                 assert abs(total) < math.log(100), name

@@ -20,6 +20,7 @@ class Fake:
     estimate: float | None = field(default=None)
     scratch: int = 0
     only_by_name: str | None = None
+    fusions: int = 0
 
     @property
     def qualified(self) -> str:
@@ -155,6 +156,24 @@ def test_algorithms_of_other_operations_are_not_considered():
     other = Fake("gemm", operation="linear", estimate=0.0)
     decision = choose("guess", (other, DIRECT))
     assert decision.chosen is DIRECT and decision.rejected == ()
+
+
+@pytest.mark.parametrize(
+    "estimate, chosen, why",
+    [
+        (1.0, "gemm", "default: lowest estimated cost of 2"),
+        (1.07, "gemm", "default: as good as the lowest estimated cost of 2, and takes in the most of what comes before "
+                       "and after it"),
+        (1.09, "direct", "default: lowest estimated cost of 2"),
+    ],
+    ids=["equal", "below the limit", "above the limit"],
+)  # fmt: skip
+def test_of_estimates_that_are_as_good_as_the_same_the_one_that_fuses_more_is_taken(estimate, chosen, why):
+    algorithms = (Fake("direct", estimate=1.0, fusions=1), Fake("gemm", estimate=estimate, fusions=3))
+    decision = choose("default", algorithms)
+    assert decision.chosen.name == chosen and decision.why == why
+    if estimate == 1.07:
+        assert "as good as gemm@cpp by estimate, but takes in less" in reasons(decision)["direct@cpp"]
 
 
 NAMED = Fake("odd", estimate=0.1, only_by_name="has 4 times the rounding error")
