@@ -47,7 +47,14 @@ OPTIONS: dict[str, Option] = {
             )
             for operation in OPERATIONS.values()
         ),
-        Option(REST, "str", "inductor", ("inductor", "eager"), "what runs the operations that ai3 does not"),
+        Option(
+            REST,
+            "str",
+            "auto",
+            ("auto", "inductor", "eager"),
+            "what runs the operations that ai3 does not; auto is eager in inference where few of them are left, else "
+            "inductor, and the report says which",
+        ),
         Option(STRICT, "bool", False, (True, False), "refuse to leave an operation to torch unless it is named"),
         Option(
             FUSE,

@@ -30,7 +30,7 @@ from .report import GraphReport
 
 aten = torch.ops.aten
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-# They compute nothing: views, the copies that restore a layout, and memory that ai3's operations write into.
+# They compute nothing: the copies that restore a layout, and memory that ai3's operations write into.
 _MOVES = (
     aten.clone.default,
     aten.permute.default,
@@ -251,15 +251,7 @@ def _left_to_torch(graph: Graph, context: passes.Context) -> list[str]:
 
 def _unknown_to_ai3(graph: Graph) -> list[str]:
     """What the passes have left in the graph and computes something."""
-    return [_describe(node) for node in graph.nodes if node.op == "call_function" and _computes(node)]
-
-
-def _computes(node: Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return False  # getitem, arithmetic on sizes
-    returns_tensors = any(str(value.type) in ("Tensor", "List[Tensor]") for value in target._schema.returns)
-    return target.namespace != "ai3" and not target.is_view and target not in _MOVES and returns_tensors
+    return [_describe(node) for node in passes.left_to_torch(graph) if node.target not in _MOVES]
 
 
 def _describe(node: Node) -> str:

@@ -7,6 +7,7 @@ from torch.fx import Graph
 
 from . import concat, decompose, fold, fuse, layout, prologue, select, sequence
 from .context import Context
+from .left import left_to_torch
 
 PASSES = (select.run, fold.run, fuse.run, prologue.run, decompose.run, layout.run, concat.run, sequence.run)
 
@@ -17,4 +18,4 @@ def run(graph: Graph, context: Context) -> None:
         step(graph, context)
 
 
-__all__ = ["PASSES", "Context", "run"]
+__all__ = ["PASSES", "Context", "left_to_torch", "run"]

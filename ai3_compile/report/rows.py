@@ -55,6 +55,8 @@ class GraphReport:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
+        self.rest = ""
+        """What runs the operations that ai3 does not; empty where the user could not choose."""
         self.rows: list[Row] = []
         self._nodes: dict[Node, Row] = {}
 
@@ -105,11 +107,12 @@ class GraphReport:
         self.rows.sort(key=lambda row: places[id(row)])
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "rows": [asdict(row) for row in self.rows]}
+        return {"name": self.name, "rest": self.rest, "rows": [asdict(row) for row in self.rows]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GraphReport:
         report = cls(data["name"])
+        report.rest = data.get("rest", "")
         for row in data["rows"]:
             shapes = {key: tuple(row[key]) for key in ("input_shape", "output_shape")}
             report.rows.append(Row(**{**row, **shapes}))
@@ -136,4 +139,6 @@ class Report:
         if not self.rows:
             return "ai3: none of the operations whose algorithm can be chosen occurs in this model."
         titles = [f"graph {i}: {g.name}" if len(self.graphs) > 1 else "" for i, g in enumerate(self.graphs)]
-        return "\n\n".join(format_rows(graph.rows, title) for graph, title in zip(self.graphs, titles) if graph.rows)
+        return "\n\n".join(
+            format_rows(graph.rows, title, graph.rest) for graph, title in zip(self.graphs, titles) if graph.rows
+        )

@@ -13,8 +13,8 @@ WIDTH = 118
 _HEADER = ("module", "operation", "input", "algorithm", "why")
 
 
-def format_rows(rows: Sequence[Row], title: str = "") -> str:
-    """Two lines a row: what was chosen and why, and why nothing else was."""
+def format_rows(rows: Sequence[Row], title: str = "", rest: str = "") -> str:
+    """Two lines a row: what was chosen and why, and why nothing else was; at the end what runs the rest."""
     lines = [_cells(row) for row in rows]
     widths = [max(len(line[i]) for line in [_HEADER, *lines]) for i in range(4)]
     out = [title] if title else []
@@ -25,6 +25,8 @@ def format_rows(rows: Sequence[Row], title: str = "") -> str:
         if row.algorithm != "fused" and row.rejected:
             against = "; ".join(f"{name}: {reason}" for name, reason in row.rejected.items())
             out.extend(textwrap.wrap(f"not {against}", WIDTH, initial_indent="    ", subsequent_indent="        "))
+    if rest:
+        out.append(f"everything else runs in {rest}")
     return "\n".join(out)
 
 

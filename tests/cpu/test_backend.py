@@ -491,7 +491,7 @@ def test_a_warm_inductor_cache_still_has_its_report(tmp_path, monkeypatch):
             for path in store.folder().glob("*.json"):
                 path.unlink()
         with torch.no_grad():
-            close(compiled(model)(x), model(x))
+            close(compiled(model, rest="inductor")(x), model(x))
         texts.append(str(ai3_compile.last_report()))
     assert texts[0] == texts[1] == texts[2] and "conv1" in texts[0]
     assert torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"] == 2

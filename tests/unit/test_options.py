@@ -55,4 +55,4 @@ def test_option_errors_are_one_family():
 
 def test_no_options_is_the_default_policy():
     policy = ai3.check_options(None)
-    assert all(policy.is_default(name) for name in OPERATIONS) and policy.rest == "inductor" and not policy.strict
+    assert all(policy.is_default(name) for name in OPERATIONS) and policy.rest == "auto" and not policy.strict
