@@ -19,10 +19,9 @@ from typing import Any
 
 from . import backends, core, kernels
 from .backends import Platform, sources
-from .backends.builder import cpu_isa
 from .errors import AlgorithmError, UnknownAlgorithmError, UnknownOperationError
 from .ops import OPERATIONS
-from .selection import OpSpec, System, costs
+from .selection import OpSpec, System
 from .version import __version__
 
 PACKAGE = Path(__file__).parent
@@ -98,11 +97,7 @@ class Algorithm:
         return platforms()[self.platform].supports(self, spec)
 
     def cost(self, spec: OpSpec) -> float | None:
-        """The algorithm's own estimate, corrected by what was measured of those that ai3 ships."""
-        cost = platforms()[self.platform].cost(self, spec)
-        if cost is None or self.build is not None:
-            return cost
-        return cost * costs.factor(self.qualified, cpu_isa(), spec)
+        return platforms()[self.platform].cost(self, spec)
 
     @property
     def only_by_name(self) -> str | None:

@@ -26,7 +26,8 @@ class Platform(Protocol):
         """None where the algorithm can run the operation, else the reason."""
 
     def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
-        """The algorithm's own estimate; None without one."""
+        """The algorithm's estimate, corrected by what was measured of it, with what its layout costs the operations
+        around it; None without one."""
 
     def only_by_name(self, algorithm: Algorithm) -> str | None:
         """Why no policy may choose the algorithm, only a user who names it; None where they may."""

@@ -15,6 +15,7 @@ import torch
 from .. import core
 from ..errors import KernelLoadError
 from ..ops import OPERATIONS
+from ..selection import costs
 from . import abi, builder
 
 if TYPE_CHECKING:
@@ -93,12 +94,18 @@ class CppPlatform:
         reason = table.supports(args_of(spec, table.flags))
         return None if reason is None else reason.decode()
 
-    def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
+    def estimate(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
+        """What the kernel says of itself, without what its layout costs others; None where it says nothing."""
         table = self.table(algorithm)
-        if not table.cost:
+        return float(table.cost(args_of(spec, table.flags))) if table.cost else None
+
+    def cost(self, algorithm: Algorithm, spec: OpSpec) -> float | None:
+        cost = self.estimate(algorithm, spec)
+        if cost is None:
             return None
-        cost = table.cost(args_of(spec, table.flags))
-        if table.flags & (abi.NCHW | abi.NHWC) == abi.NCHW:
+        if algorithm.build is None:
+            cost *= costs.factor(algorithm.qualified, builder.cpu_isa(), spec)
+        if self.table(algorithm).flags & (abi.NCHW | abi.NHWC) == abi.NCHW:
             # Images are channels_last between ai3's operations: this one has its input and output converted.
             elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
             cost += elements * spec.dtype.itemsize * 2 / BYTES_PER_NANOSECOND

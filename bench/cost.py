@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from ai3_compile import registry, zoo
+from ai3_compile.backends import cpp
+from ai3_compile.backends.builder import cpu_isa
+from ai3_compile.selection import costs
 from ai3_compile.selection.select import cheapest
 from ai3_compile.testing.calls import Call
 from ai3_compile.testing.shapes import calls_of
@@ -45,7 +48,7 @@ def describe(given: argparse.Namespace) -> dict[str, object]:
     return {
         "seconds": "medians; images in the layout that each algorithm works on, weights packed; torch's the better of "
         "both layouts; onednn: torch's own oneDNN convolution with weights reordered before, in channels_last",
-        "estimate": "what the shipped cost model says, in its own unit",
+        "estimate": "what the kernel says of itself, corrected by the shipped table",
     }
 
 
@@ -129,8 +132,9 @@ def _row(call: Call, known: list[registry.Algorithm], rounds: int) -> dict[str, 
         platform = registry.platforms()[algorithm.platform]
         nhwc = platform.prefers_channels_last(algorithm)
         sides[algorithm.qualified] = layers.side(algorithm, last if nhwc else call, nhwc)
-        estimates[algorithm.qualified] = algorithm.cost(call.spec)
-        bare[algorithm.qualified] = platform.cost(algorithm, call.spec)
+        bare[algorithm.qualified] = cpp.PLATFORM.estimate(algorithm, call.spec)
+        factor = costs.factor(algorithm.qualified, cpu_isa(), call.spec)
+        estimates[algorithm.qualified] = bare[algorithm.qualified] * factor
     with torch.inference_mode():
         seconds = _medians(sides, rounds)
     seconds["torch"] = min(seconds["torch"], seconds.pop(layers.LAST))

@@ -10,7 +10,13 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
+thread_local bool is_alone = false;
+
 void split_ranges(int64_t count, ai3_range_fn body, void* arg) {
+  if (is_alone) {
+    if (count > 0) body(arg, 0, count);
+    return;
+  }
   struct Task {
     ai3_range_fn body;
     void* arg;
@@ -180,7 +186,7 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
   const ai3_kernel* table = kernel.table;
   const std::shared_ptr<void> plan = prepare_plan(kernel, id, args);
   args.plan = plan.get();
-  Runtime runtime(static_cast<int32_t>(torch::stable::get_num_threads()));
+  Runtime runtime(is_alone ? 1 : static_cast<int32_t>(torch::stable::get_num_threads()));
   args.runtime = &runtime;
   args.workspace = table->workspace_bytes == nullptr ? nullptr : workspace(table->workspace_bytes(&args));
   const bool has_epilogue = (table->flags & AI3_EPILOGUE) != 0;
@@ -201,6 +207,16 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
 }
 
 }  // namespace
+
+OneThread::OneThread() : alone_before_(is_alone), gradients_before_(aoti_torch_grad_mode_is_enabled()) {
+  is_alone = true;
+  aoti_torch_grad_mode_set_enabled(false);
+}
+
+OneThread::~OneThread() {
+  is_alone = alone_before_;
+  aoti_torch_grad_mode_set_enabled(gradients_before_);
+}
 
 Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last) {
   const bool batched = like.dim() == 4;

@@ -95,6 +95,19 @@ std::shared_ptr<void> prepare_plan(const LoadedKernel& kernel, int64_t id, const
 
 ai3_dtype dtype_of(const Tensor& t);
 
+// While one is there, the operations of this thread run on it alone, as its neighbours have work of their own; and no
+// gradients are recorded, as the caller of the thread would have it.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  bool alone_before_, gradients_before_;
+};
+
 // Runs one image operation: brings the input to a layout the algorithm takes, allocates the output in the layout asked
 // for, and applies what the algorithm leaves of the epilogue. `args` holds the window; `weight` is null without one.
 Tensor run_image(int64_t id, ai3_args args, const Tensor& input, int64_t out_channels, int64_t out_h, int64_t out_w,

@@ -1,4 +1,5 @@
-// A program of ai3::sequence: sequence.cpp reads it, split.cpp runs it.
+// A program of ai3::sequence: sequence.cpp reads it, split.cpp finds what to run for parts of a batch, parts.cpp runs
+// that.
 #pragma once
 
 #include <algorithm>
@@ -30,11 +31,13 @@ struct Split {
   struct Kept {
     size_t value;
     const Step* part;  // null for a value of its own
+    int32_t dtype;
     std::vector<int64_t> sizes, strides;
   };
   size_t begin, end;
   int64_t batch, parts;
-  std::vector<size_t> outer;  // images from before
+  bool by_thread;                    // each thread computes parts of its own, else all threads one part after another
+  std::vector<size_t> outer, whole;  // what is from before: images, and what every part needs whole
   std::vector<Kept> kept;
 
   bool keeps(size_t value) const {
@@ -62,6 +65,8 @@ constexpr std::string_view kPart = "part";  // the operation whose result is a v
 
 // With `batch` in the place of the size of the batch, unless that is negative.
 void run_step(const Step& step, Values& values, int64_t batch = -1);
+
+void run_split(const Program& program, const Split& split, Values& values);
 
 void run_steps(const Program& program, Values& values);
 

@@ -297,14 +297,18 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct WorkSplit {
   int64_t row_parts = 1, panel_parts = 1;
 
-  // Weighs the largest part's multiply-adds (32 a cycle) and what it reads (8 bytes a cycle).
+  // Weighs the largest part's multiply-adds (32 a cycle), what it reads (8 bytes a cycle), and the threads' start.
   WorkSplit(int64_t units, int64_t panels, double unit_work, double unit_bytes, double panel_bytes, int64_t threads) {
-    double best = -1;
+    constexpr double kStart = 5000;
+    const auto time = [&](int64_t rows, int64_t columns) {
+      const double u = double(ceil_div(units, rows)), p = double(ceil_div(panels, columns));
+      return u * p * unit_work / 32 + (u * unit_bytes + p * panel_bytes) / 8;
+    };
+    double best = time(1, 1) - kStart;
     for (int64_t parts = 1; parts <= threads; ++parts) {
-      const double u = double(ceil_div(units, parts)), p = double(ceil_div(panels, threads / parts));
-      const double time = u * p * unit_work / 32 + (u * unit_bytes + p * panel_bytes) / 8;
-      if (best >= 0 && time >= best) continue;
-      best = time;
+      const double shared = time(parts, threads / parts);
+      if (shared >= best) continue;
+      best = shared;
       row_parts = parts;
       panel_parts = threads / parts;
     }

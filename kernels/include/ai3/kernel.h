@@ -137,7 +137,8 @@ typedef struct ai3_kernel {
   // Optional: offsets and tables computed once a shape (sizes and window, not pointers).
   size_t (*plan_bytes)(const ai3_args* args);
   void (*make_plan)(const ai3_args* args, void* dst);
-  // Computes the output: every element of it, nothing around it. Never called with an empty output.
+  // Computes the output: every element of it, nothing around it. Never called with an empty output; called from several
+  // threads at once, each with a workspace of its own, where each has images of its own to compute.
   void (*run)(const ai3_args* args);
 } ai3_kernel;
 
