@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import as_intel, bandwidth, conv2d, cost, first_call, fit, linear, machine, models, overhead, peak, plot
+from . import as_intel, bandwidth, conv2d, cost, first_call, fit, linear, machine, models, overhead, peak, plot, scaling
 from .table import Table
 
 BENCHES: dict[str, Any] = {
@@ -20,6 +20,7 @@ BENCHES: dict[str, Any] = {
     "overhead": overhead,
     "compile": first_call,
     "cost": cost,
+    "scaling": scaling,
 }
 WITH_PEAK = ("models", "conv2d", "linear", "bandwidth")
 WITH_MKL = ("models", "linear")

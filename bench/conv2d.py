@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ai3_compile import registry
 from ai3_compile.testing.calls import Call
 from ai3_compile.testing.shapes import calls_of
 
-from . import layers, timing
+from . import aithree, layers, timing
 
 ROUNDS = 10
 # batch, channels, side, filters, kernel, stride
@@ -46,6 +47,7 @@ GROUPS = ("aithree", "grid", "resnet18")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="of shapes")
     parser.add_argument("--batch", nargs="+", type=int, default=(1, 10), help="of the grid")
+    parser.add_argument("--aithree", type=Path, help=f"where aithree is, to be measured too: {aithree.INSTALL}")
 
 
 def describe(given: argparse.Namespace) -> dict[str, object]:
@@ -67,6 +69,7 @@ def shapes(groups: tuple[str, ...], batches: tuple[int, ...]) -> dict[str, list[
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each layer: milliseconds and GFLOP/s of each side, and the reasons of what cannot run it."""
     known = layers.algorithms("conv2d")
+    theirs = None if given.aithree is None else aithree.load(given.aithree)
     for group, wanted in shapes(tuple(given.groups), tuple(given.batch)).items():
         for batch, channels, side, filters, kernel, stride in wanted:
             shape = f"{batch}x{channels}x{side}x{side} {filters} {kernel}x{kernel}/{stride}"
@@ -78,12 +81,13 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "padding": kernel // 2,
             }
             (call,) = calls_of("conv2d", [fields], torch.float32)
-            yield {"group": group, "shape": shape, **_row(call, known, given.rounds)}
+            others = {} if theirs is None or group != "aithree's" else aithree.sides(theirs, call)
+            yield {"group": group, "shape": shape, **_row(call, known, others, given.rounds)}
 
 
-def _row(call: Call, known: list[registry.Algorithm], rounds: int) -> dict[str, Any]:
+def _row(call: Call, known: list[registry.Algorithm], others: Mapping[str, timing.Side], rounds: int) -> dict[str, Any]:
     last = layers.channels_last(call)
-    sides: dict[str, timing.Side] = {"torch": _torch(call), layers.LAST: _torch(last)}
+    sides: dict[str, timing.Side] = {"torch": _torch(call), layers.LAST: _torch(last), **others}
     refused = {}
     for algorithm in known:
         reason = algorithm.supports(call.spec)

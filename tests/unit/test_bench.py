@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import __main__ as main
-from bench import as_intel, conv2d, machine, models, overhead, peak, peers, plot, timing
+from bench import aithree, as_intel, conv2d, machine, models, overhead, peak, peers, plot, scaling, timing
 from bench.table import Table, number
 
 
@@ -179,3 +179,17 @@ def test_every_subject_of_overhead_computes_what_aten_does():
 
 def test_higher_takes_the_best_of_each_figure():
     assert peak.higher({"a": {"1": 1.0, "2": 5.0}}, {"a": {"1": 2.0, "2": 4.0}}) == {"a": {"1": 2.0, "2": 5.0}}
+
+
+def test_scaling_says_how_much_threads_help_and_whether_an_image_takes_longer_in_a_batch():
+    row = {"model": "net", "milliseconds": {"1": {"1": 8.0, "2": 6.0, "4": 6.0}, "2": {"1": 4.0, "2": 3.0, "4": 3.3}}}
+    result = {"bench": "scaling", "cpu": "a", "isa": "b", "threads": 2, "rows": [row]}
+    scaling.finish(result)
+    assert row["speed-up"] == {"1": 2.0, "2": 2.0, "4": pytest.approx(6 / 3.3)} and row["rise"] == pytest.approx(1.1)
+    (table,) = scaling.tables(result)
+    assert table.rows[1] == ["net, 2 threads", "4.00", "3.00", "3.30"] and "at most 1.10 times" in table.notes[0]
+
+
+def test_a_folder_without_aithree_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps --target FOLDER aithree"):
+        aithree.load(tmp_path)
