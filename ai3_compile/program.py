@@ -133,7 +133,7 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 class Program:
     """An exported program with algorithms chosen for its operations.
 
-    `weights` maps the names of parameters and buffers to tensors; the program reads them at every call. Algorithms are
+    `weights` maps the names of parameters and buffers to tensors, which the program reads at every call. Algorithms are
     chosen for a batch of `batch` images, or for the one that was exported.
     """
 
@@ -148,7 +148,7 @@ class Program:
     ) -> None:
         if registry.can_choose():
             core.load()
-        self.exported, self.weights, self.batch = exported, weights, batch
+        self.exported, self.batch = exported, batch
         kinds = {spec.kind for spec in exported.graph_signature.output_specs}
         self.writes_input = OutputKind.USER_INPUT_MUTATION in kinds
         self.takes_one = True
@@ -178,6 +178,7 @@ class Program:
                 message="Unsupported callable: strict=True, and ai3 has no algorithm for\n  " + "\n  ".join(left)
             )
         self._inputs = _unused_dropped(graph, exported)
+        self._bind(weights)
         self._run = GraphModule(exported.graph_module, graph).forward
         assert exported.call_spec.out_spec is not None
         self._out_spec = exported.call_spec.out_spec  # `call_spec` makes a new class at every look
@@ -185,16 +186,22 @@ class Program:
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Program:
         """The same program over other tensors of the same names and shapes."""
         made = copy.copy(self)
-        made.weights = weights
+        made._bind(weights)
         return made
+
+    def _bind(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Looks up the graph's inputs but the image: of some hundred, at every call, that would take as long as many a
+        layer."""
+        self.weights = weights
+        constants = self.exported.constants
+        self._arguments = [
+            None if name is None else weights[name] if name in weights else constants[name] for name in self._inputs
+        ]
 
     def __call__(self, input: torch.Tensor) -> Any:
         """The network's output, of its own structure, on the input."""
         given, input = input, input.contiguous()  # as the sample was: the graph counts on its strides
-        weights, constants = self.weights, self.exported.constants
-        arguments = [
-            input if name is None else weights[name] if name in weights else constants[name] for name in self._inputs
-        ]
+        arguments = [input if argument is None else argument for argument in self._arguments]
         outputs: list[Any] = []
         for spec, value in zip(self.exported.graph_signature.output_specs, self._run(*arguments)):
             if spec.kind is OutputKind.USER_OUTPUT:

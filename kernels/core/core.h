@@ -17,6 +17,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 namespace ai3 {
 
@@ -131,11 +132,15 @@ Tensor view_from(const Tensor& of, int64_t offset, const Sizes& sizes, const Str
 // An image [N,C,H,W] like `like` of another size, or [C,H,W], which is always contiguous.
 Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last);
 
-// One of the operations registered with PyTorch, as the dispatcher calls it: with arguments and results on a stack.
+struct Argument;
+struct Step;
+using Values = std::vector<OptionalTensor>;  // of a program: sequence.h
+
+// An operation of a program.
 struct Operation {
   std::string_view name;
-  void (*run)(StableIValue* stack, uint64_t arguments, uint64_t returns);
-  uint64_t returns;
+  bool (*accepts)(const std::vector<Argument>& arguments);
+  void (*call)(const Step& step, Values& values, int64_t batch);
   // Bits of the arguments that are images, where each image of a batch is computed from its own alone; 0 where not.
   uint32_t images;
   uint64_t static_weight = 0;  // which argument says that the packed weight is kept; 0 where none does
@@ -144,7 +149,6 @@ struct Operation {
 
   bool is_image(size_t argument) const { return (images >> argument & 1) != 0; }
 };
-constexpr size_t kMaxArguments = 32;
 
 // Null for a name that is none of the operations.
 const Operation* find_operation(std::string_view name);

@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "core.h"
+#include "unboxed.h"
 
 namespace ai3 {
 void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
@@ -258,25 +258,33 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
   return result;
 }
 
-constexpr Operation kOperations[] = {
-    {"conv2d", TORCH_BOX(&conv2d), 1, 1 | 1 << 15, 14},  // the input and the residual
-    {"linear", TORCH_BOX(&linear), 1, 0},
-    {"max_pool2d", TORCH_BOX(&max_pool2d), 1, 1},
-    {"avg_pool2d", TORCH_BOX(&avg_pool2d), 1, 1},
-    {"conv2d_into", TORCH_BOX(&conv2d_into), 0, 1 | 1 << 2, 15},  // the output and the input
-    {"max_pool2d_into", TORCH_BOX(&max_pool2d_into), 0, 1 | 1 << 2},
-    {"avg_pool2d_into", TORCH_BOX(&avg_pool2d_into), 0, 1 | 1 << 2},
-    {"adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d), 1, 1},
-    {"relu", TORCH_BOX(&relu), 1, 1},
-    {"flatten", TORCH_BOX(&flatten), 1, 0},
-    {"attention", TORCH_BOX(&attention), 1, 0},
+struct Registered {
+  Operation operation;
+  void (*boxed)(StableIValue* stack, uint64_t arguments, uint64_t returns);
 };
+
+#define AI3_OPERATION(function, ...) \
+  {{#function, Unboxed<&function>::accepts, Unboxed<&function>::call, __VA_ARGS__}, TORCH_BOX(&function)}
+constexpr Registered kOperations[] = {
+    AI3_OPERATION(conv2d, 1 | 1 << 15, 14),  // the input and the residual
+    AI3_OPERATION(linear, 0),
+    AI3_OPERATION(max_pool2d, 1),
+    AI3_OPERATION(avg_pool2d, 1),
+    AI3_OPERATION(conv2d_into, 1 | 1 << 2, 15),  // the output and the input
+    AI3_OPERATION(max_pool2d_into, 1 | 1 << 2),
+    AI3_OPERATION(avg_pool2d_into, 1 | 1 << 2),
+    AI3_OPERATION(adaptive_avg_pool2d, 1),
+    AI3_OPERATION(relu, 1),
+    AI3_OPERATION(flatten, 0),
+    AI3_OPERATION(attention, 0),
+};
+#undef AI3_OPERATION
 
 }  // namespace
 
 const Operation* find_operation(std::string_view name) {
-  for (const Operation& operation : kOperations) {
-    if (operation.name == name) return &operation;
+  for (const Registered& registered : kOperations) {
+    if (registered.operation.name == name) return &registered.operation;
   }
   return nullptr;
 }
@@ -327,5 +335,5 @@ STABLE_TORCH_LIBRARY(ai3, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) {
-  for (const ai3::Operation& operation : ai3::kOperations) m.impl(operation.name.data(), operation.run);
+  for (const ai3::Registered& registered : ai3::kOperations) m.impl(registered.operation.name.data(), registered.boxed);
 }

@@ -9,8 +9,6 @@
 //   return 9 12
 //
 // The first values are the call's tensors. A value is let go of behind the last operation that reads it.
-#include "sequence.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -19,6 +17,8 @@
 #include <mutex>
 #include <string_view>
 #include <unordered_map>
+
+#include "unboxed.h"
 
 namespace ai3 {
 namespace {
@@ -33,24 +33,27 @@ Tensor part(const Tensor& image, int64_t begin, int64_t end) {
   return view_from(image, begin * image.stride(1), sizes, image.strides());
 }
 
-void mul(StableIValue* stack, uint64_t, uint64_t) {
-  AI3_CALL(torch_call_dispatcher("aten::mul", "Tensor", stack, TORCH_ABI_VERSION));
+// As many sizes as it has arguments behind the tensor.
+bool view_accepts(const std::vector<Argument>& arguments) {
+  return !arguments.empty() && arguments[0].kind == Argument::kTensor &&
+         std::all_of(arguments.begin() + 1, arguments.end(),
+                     [](const Argument& a) { return a.kind == Argument::kNumber; });
 }
 
-void view(StableIValue* stack, uint64_t arguments, uint64_t) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
+void view(const Step& step, Values& values, int64_t batch) {
+  if (step.result < 0) return;
   std::vector<int64_t> sizes;
-  for (uint64_t i = 1; i < arguments; ++i) sizes.push_back(to<int64_t>(stack[i]));
-  stack[0] = from(torch::stable::view(to<Tensor>(stack[0]), sizes));
+  for (size_t i = 1; i < step.arguments.size(); ++i) sizes.push_back(take<int64_t>(step.arguments[i], values));
+  if (batch >= 0 && !sizes.empty() && sizes[0] >= 0) sizes[0] = batch;
+  values[static_cast<size_t>(step.result)] = torch::stable::view(take<Tensor>(step.arguments[0], values), sizes);
 }
 
 // Operations that are not ai3's.
 constexpr Operation kOthers[] = {
-    {"image", TORCH_BOX(&image), 1, 1, 0, 1, false},
-    {kPart, TORCH_BOX(&part), 1, 1, 0, 0, false},
-    {"mul", mul, 1, 1 | 1 << 1},
-    {"view", view, 1, 1, 0, 1, false},
+    {"image", Unboxed<&image>::accepts, Unboxed<&image>::call, 1, 0, 1, false},
+    {kPart, Unboxed<&part>::accepts, Unboxed<&part>::call, 1, 0, 0, false},
+    {"mul", Unboxed<&mul>::accepts, Unboxed<&mul>::call, 1 | 1 << 1},
+    {"view", view_accepts, view, 1, 0, 1, false},
 };
 
 const Operation* find(std::string_view name) {
@@ -111,7 +114,7 @@ Program parse(std::string_view text, size_t inputs) {
     const std::string_view result = take(line, ' ');
     if (result != "-") step.result = number<int64_t>(result);
     while (!line.empty()) step.arguments.push_back(argument(take(line, ' ')));
-    AI3_CHECK(step.arguments.size() <= kMaxArguments, "ai3::sequence: too many arguments for ", std::string(name));
+    AI3_CHECK(step.operation->accepts(step.arguments), "ai3::sequence: these are no arguments for ", std::string(name));
     program.values = std::max(program.values, static_cast<size_t>(step.result + 1));
     program.steps.push_back(std::move(step));
   }
@@ -180,22 +183,6 @@ void sequence(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 }  // namespace
-
-void run_step(const Step& step, Values& values, int64_t batch) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  StableIValue stack[kMaxArguments];
-  for (size_t i = 0; i < step.arguments.size(); ++i) {
-    const Argument& a = step.arguments[i];
-    stack[i] = a.kind == Argument::kNumber     ? a.value
-               : a.kind == Argument::kOptional ? from(values[a.value])
-                                               : from(*values[a.value]);
-  }
-  const uint64_t sized = step.operation->batch;
-  if (batch >= 0 && sized > 0 && to<int64_t>(stack[sized]) >= 0) stack[sized] = from(batch);
-  step.operation->run(stack, step.arguments.size(), step.operation->returns);
-  if (step.result >= 0) values[static_cast<size_t>(step.result)] = to<Tensor>(stack[0]);
-}
 
 }  // namespace ai3
 

@@ -15,7 +15,7 @@ namespace ai3 {
 
 struct Argument {
   enum { kNumber, kTensor, kOptional } kind;
-  uint64_t value;  // a number as it lies on the stack, or which value the tensor is
+  uint64_t value;  // a number as it lies on the dispatcher's stack, or which value the tensor is
 };
 
 struct Step {
@@ -59,12 +59,14 @@ struct Program {
   std::shared_ptr<Splits> splits;
 };
 
-using Values = std::vector<std::optional<Tensor>>;
-
 constexpr std::string_view kPart = "part";  // the operation whose result is a view of its argument
 
 // With `batch` in the place of the size of the batch, unless that is negative.
-void run_step(const Step& step, Values& values, int64_t batch = -1);
+inline void run_step(const Step& step, Values& values, int64_t batch = -1) {
+  step.operation->call(step, values, batch);
+}
+
+Tensor mul(const Tensor& a, const Tensor& b);
 
 void run_split(const Program& program, const Split& split, Values& values);
 

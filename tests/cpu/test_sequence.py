@@ -74,12 +74,47 @@ def test_a_program_computes_what_its_operations_do(batch):
         (f"relu 1 t4 i{RELU}\nreturn 1", "there is no value 4"),
         (f"relu 1 t0 i{RELU}\nreturn 2", "there is no value 2"),
         (f"relu 1 t2 i{RELU}\nrelu 2 t0 i{RELU}\nreturn 1", "value 2 is read before it is computed"),
-        ("relu 1 t0\nreturn 1", "args"),
+        ("relu 1 t0\nreturn 1", "these are no arguments for relu"),
+        (f"relu 1 t0 i{RELU} i0\nreturn 1", "these are no arguments for relu"),
+        (f"relu 1 i0 i{RELU}\nreturn 1", "these are no arguments for relu"),
+        (f"relu 1 o0 i{RELU}\nreturn 1", "these are no arguments for relu"),
+        ("relu 1 t0 t0\nreturn 1", "these are no arguments for relu"),
+        ("mul 1 t0 i1\nreturn 1", "these are no arguments for mul"),
+        ("view 1 t0 t0\nreturn 1", "these are no arguments for view"),
     ],
 )
 def test_a_program_that_makes_no_sense_is_an_error_that_says_where(program, message):
     with pytest.raises(RuntimeError, match=message):
         ops.sequence(program, [image()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("channels", [1, 3, 8, 16, 19, 300])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_a_product_is_torchs_bit_for_bit(dtype, channels, batch):
+    """Of an image with a number a channel, in either order, which is computed here; of another layout, with a number a
+    pixel, with one in all and with fewer dimensions, which are torch's. 300 channels are more than a thread's share."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels, 13, 9).mul(100).to(dtype).to(memory_format=torch.channels_last)
+    shapes = [(batch, channels, 1, 1), (1, channels, 1, 1), (batch, 1, 13, 9), (1,), x.shape]
+    for scale in (torch.randn(shape).mul(100).to(dtype) for shape in shapes):
+        for image in (x, x.contiguous(), x[:, :, 1:], x.flip(3)):
+            if image.shape[2] != scale.shape[min(2, scale.dim() - 1)] != 1:
+                continue
+            for pair in ([image, scale], [scale, image]):
+                (found,) = ops.sequence("mul 2 t0 t1\nreturn 2", pair)
+                expected = pair[0] * pair[1]
+                assert torch.equal(found, expected) and found.dtype == dtype
+                if image is x and scale.shape == shapes[0]:
+                    assert found.stride() == expected.stride()
+
+
+def test_a_product_propagates_what_is_not_a_number():
+    x = torch.tensor([float("nan"), float("inf"), 0.0, -1.0] * 5).view(1, 20, 1, 1).expand(1, 20, 2, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    scale = torch.tensor([2.0, 0.0, float("inf"), -0.0] * 5).view(1, 20, 1, 1)
+    (found,) = ops.sequence("mul 2 t0 t1\nreturn 2", [x, scale])
+    torch.testing.assert_close(found, x * scale, rtol=0, atol=0, equal_nan=True)
 
 
 def test_values_are_let_go_of_behind_their_last_use():
