@@ -70,6 +70,8 @@ def _fits(node: Node, before: set[Node], images: set[Node]) -> bool:
         return bool(node.users) and set(node.users) <= images
     if node.target in _TORCH:
         return _joins(node, before)
+    if node.target is aten.clone.default:
+        return _lays_out(node)
     if not is_ai3(node, *_NAMES) or node.target._overloadname != "default":  # type: ignore[union-attr]
         return False
     if is_ai3(node, *_INTO) and not (node.args[0] in before and node.args[0] in images):
@@ -94,6 +96,18 @@ def _joins(node: Node, before: set[Node]) -> bool:
         unknown = sum(not isinstance(size, int) or size == -1 for size in sizes)
         return len(inputs[0].users) == 1 and unknown <= 1
     return len(inputs) == 2 and len({value.meta["val"].dtype for value in inputs}) == 1
+
+
+def _lays_out(node: Node) -> bool:
+    """Whether this is the copy of an image that an operation of ai3's wants in channels_last."""
+    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    return (
+        node.kwargs.get("memory_format") is torch.channels_last
+        and value.dim() == 4
+        and value.is_cpu
+        and bool(node.users)
+        and all(is_ai3(user, *_NAMES) for user in node.users)
+    )
 
 
 def _is_pure(node: Node) -> bool:
@@ -176,7 +190,8 @@ def _tensors(node: Node) -> Iterator[Node]:
 def _join(graph: Graph, nodes: list[Node], context: Context) -> None:
     """Puts one call in the place of the nodes."""
     inside = set(nodes)
-    inputs = list(dict.fromkeys(n for node in nodes if is_ai3(node) for n in node.all_input_nodes if n not in inside))
+    reads = (node for node in nodes if is_ai3(node) or node.target is aten.clone.default)
+    inputs = list(dict.fromkeys(n for node in reads for n in node.all_input_nodes if n not in inside))
     numbers = {node: index for index, node in enumerate(inputs)}
     lines = []
     for node in nodes:
@@ -196,6 +211,8 @@ def _join(graph: Graph, nodes: list[Node], context: Context) -> None:
             base, sizes = node.args
             unknown = (size if isinstance(size, int) else -1 for size in sizes)  # type: ignore[union-attr]
             name, words = "view", [f"t{numbers[base]}", *(f"i{size}" for size in unknown)]  # type: ignore[index]
+        elif operation is aten.clone.default:
+            name, words = "channels_last", [f"t{numbers[node.args[0]]}"]  # type: ignore[index]
         elif residual := _overwritten(node, nodes, context):
             name, numbers[node] = "conv2d_into", numbers[residual]
             given = _arguments(node, torch.ops.ai3.conv2d_into.default, output=residual, channel=0, adds=True)
@@ -269,5 +286,6 @@ _MADE: dict[str, Callable[..., torch.Tensor]] = {
     "image": _empty,
     "part": lambda image, begin, end: image[:, begin:end],
     "mul": torch.mul,
+    "channels_last": lambda image: image.clone(memory_format=torch.channels_last),
     "view": lambda base, *sizes: base.view(sizes),
 }

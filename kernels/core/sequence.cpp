@@ -3,7 +3,7 @@
 //
 //   conv2d 7 t0 t3 o4 i1 i1 ... b1 n        value 7 = ai3::conv2d(value 0, value 3, optional value 4, 1, 1, ..., None)
 //   max_pool2d_into - t9 i64 t7 ...         an operation that returns nothing
-//   mul 8 t7 t3                             torch's own, as is `view 9 t8 i-1 i960`
+//   mul 8 t7 t3                             torch's own, as are `view 9 t8 i-1 i960` and `channels_last 1 t0`
 //   image 9 t0 i-1 i96 i55 i55              an empty channels_last image; -1: as many as value 0 has
 //   part 12 t9 i0 i64                       some channels of an image as they lie: what is written there later is seen
 //   return 9 12
@@ -52,6 +52,7 @@ void view(const Step& step, Values& values, int64_t batch) {
 constexpr Operation kOthers[] = {
     {"image", Unboxed<&image>::accepts, Unboxed<&image>::call, 1, 0, 1, false},
     {kPart, Unboxed<&part>::accepts, Unboxed<&part>::call, 1, 0, 0, false},
+    {"channels_last", Unboxed<&channels_last>::accepts, Unboxed<&channels_last>::call, 1},
     {"mul", Unboxed<&mul>::accepts, Unboxed<&mul>::call, 1 | 1 << 1},
     {"view", view_accepts, view, 1, 0, 1, false},
 };

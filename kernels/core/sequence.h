@@ -66,7 +66,9 @@ inline void run_step(const Step& step, Values& values, int64_t batch = -1) {
   step.operation->call(step, values, batch);
 }
 
+// Operations of PyTorch's that stand between ai3's.
 Tensor mul(const Tensor& a, const Tensor& b);
+Tensor channels_last(const Tensor& image);
 
 void run_split(const Program& program, const Split& split, Values& values);
 

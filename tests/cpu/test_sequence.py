@@ -270,3 +270,31 @@ def test_a_sum_takes_the_place_of_a_residual_that_nothing_reads_any_more(kind, m
         assert references.relative_error(f(x), model(x)) < 1e-5
     assert torch.equal(x, before)
     assert any(taken) is RESIDUALS[kind]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize(
+    "shape", [(2, channels, 7, 13) for channels in (1, 2, 3, 4, 5)] + [(0, 3, 7, 13), (1, 3, 200, 199)]
+)
+def test_a_copy_in_channels_last_is_torchs_bit_for_bit(shape, dtype):
+    """Of two to four channels by rows, 200x199 pixels by two threads; of what is not contiguous by PyTorch."""
+    torch.manual_seed(0)
+    whole = torch.randn(shape).mul(100).to(dtype)
+    for image in (
+        whole,
+        whole[:, :, 1:],
+        whole.flip(3),
+        whole.transpose(2, 3),
+        whole.to(memory_format=torch.channels_last),
+    ):
+        (found,) = ops.sequence("channels_last 1 t0\nreturn 1", [image])
+        expected = image.clone(memory_format=torch.channels_last)
+        assert torch.equal(found, expected) and found.stride() == expected.stride()
+        assert found.numel() == 0 or found.data_ptr() != image.data_ptr()
+
+
+def test_the_copy_of_the_input_belongs_to_the_sequence():
+    seen = capture(branches(), image(), conv2d="direct")
+    assert count(seen["layout"], "aten.clone") == 2  # and the output's, in the input's layout
+    assert count(seen["sequence"], "aten.clone") == 1
+    assert count(seen["sequence"], "ai3.sequence") == 1
