@@ -182,6 +182,7 @@ void gemm_block(const Rows& rows, int64_t first, int64_t segments, int64_t depth
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) sum[m][n] = bias;
   }
+  fetch_to_write<N>(to.out, M, to.stride);
   Vec<T> total[M][N];
   bool has_total = false;
   const auto add_total = [&](auto f) {

@@ -53,6 +53,7 @@ void stem_copy(const ai3_args* a, int64_t image, int64_t top, int64_t rows, T* t
 template <int M, int N, typename T>
 static void stem_block(const T* pixels, int64_t stride, int64_t row_stride, Taps rows, int64_t steps, const T* b,
                        Target<T> to) {
+  fetch_to_write<N>(to.out, M, to.stride);
   Vec<T> sum[M][N] = {};
   b += rows.first * steps * N * kLanes<T>;
   for (int64_t r = rows.first; r < rows.last; ++r) {

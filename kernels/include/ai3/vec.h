@@ -53,6 +53,15 @@ inline void store_part(T* to, V value, int64_t count) {
   memcpy(to, &value, size_t(count) * sizeof(T));
 }
 
+// Fetches what will be written, `rows` of N vectors: a store that waits for memory holds up all those behind it.
+template <int N, typename T>
+inline void fetch_to_write(T* to, int64_t rows, int64_t stride) {
+  for (int64_t m = 0; m < rows; ++m, to += stride) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) __builtin_prefetch(to + n * kLanes<T>, 1);
+  }
+}
+
 template <typename V, typename T>
 inline V broadcast(T value) {
   return value - V{};
