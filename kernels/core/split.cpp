@@ -63,7 +63,6 @@ Seen look_at_images(const Step& step, const Values& values) {
   Seen seen;
   bool splits = step.operation->images != 0 && keeps_weights(step);
   visit_values(step, [&](size_t value, bool image) {
-    if (!values[value]) return;
     const Tensor& t = *values[value];
     if (!image) seen.weights += packed_bytes(t);
     if (!image) return;

@@ -123,3 +123,14 @@ def test_an_error_of_the_passes_is_raised_and_nothing_else_is_tried(tried):
     with torch.no_grad(), pytest.raises(Exception) as caught:
         run(Leaves(0), options={"strict": True}, x=torch.randn(2, 3, 8, 8, dtype=torch.complex64))
     assert isinstance(caught.value, (StrictError, RuntimeError)) and "inductor" not in tried
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_weights_made_in_inference_mode_are_said_to_be_packed_at_every_call(inside, caplog):
+    backend._say_once.cache_clear()
+    with torch.inference_mode(inside):
+        model = nn.Conv2d(3, 4, 3)
+    with torch.inference_mode():
+        x = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(torch.compile(model, backend="ai3")(x), model(x), rtol=1e-4, atol=1e-5)
+    assert any("packed anew at every call" in message for message in caplog.messages) == inside
