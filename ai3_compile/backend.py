@@ -54,8 +54,8 @@ class Ai3Backend:
             core.load()  # a graph from Inductor's cache names its operations before any pass runs
         if any(isinstance(t, torch.nn.Parameter) and t.is_inference() for t in (*example_inputs, *gm.parameters())):
             _say_once(
-                "the model's weights were made in torch.inference_mode, where PyTorch does not count their changes: they "
-                "are packed anew at every call, which can take longer than computing. Make the model outside of it."
+                "the model's weights were made in torch.inference_mode, where PyTorch does not count their changes: "
+                "they are packed anew at every call, which can take longer than computing. Make the model outside it."
             )
         compile_rest = {"auto": _with_either, "inductor": _with_inductor, "eager": _with_eager}[policy.rest]
         return compile_rest(gm, example_inputs, policy, mode)
