@@ -8,10 +8,10 @@ from torch.fx import Graph, Node
 
 def left_to_torch(graph: Graph) -> list[Node]:
     """The operations that are not ai3's and write memory: what compute something, and copies."""
-    return [node for node in graph.nodes if node.op == "call_function" and writes_memory(node)]
+    return [node for node in graph.nodes if node.op == "call_function" and _writes_memory(node)]
 
 
-def writes_memory(node: Node) -> bool:
+def _writes_memory(node: Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False  # getitem, arithmetic on sizes

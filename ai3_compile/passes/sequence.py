@@ -100,7 +100,7 @@ def _joins(node: Node, before: set[Node]) -> bool:
 
 def _lays_out(node: Node) -> bool:
     """Whether this is the copy of an image that an operation of ai3's wants in channels_last."""
-    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    value = node.all_input_nodes[0].meta["val"]
     return (
         node.kwargs.get("memory_format") is torch.channels_last
         and value.dim() == 4
@@ -212,7 +212,7 @@ def _join(graph: Graph, nodes: list[Node], context: Context) -> None:
             unknown = (size if isinstance(size, int) else -1 for size in sizes)  # type: ignore[union-attr]
             name, words = "view", [f"t{numbers[base]}", *(f"i{size}" for size in unknown)]  # type: ignore[index]
         elif operation is aten.clone.default:
-            name, words = "channels_last", [f"t{numbers[node.args[0]]}"]  # type: ignore[index]
+            name, words = "channels_last", [f"t{numbers[node.all_input_nodes[0]]}"]
         elif residual := _overwritten(node, nodes, context):
             name, numbers[node] = "conv2d_into", numbers[residual]
             given = _arguments(node, torch.ops.ai3.conv2d_into.default, output=residual, channel=0, adds=True)

@@ -7,7 +7,6 @@ of a shape: by algorithm, kind of convolution and vector instructions. A shape o
 
 from __future__ import annotations
 
-import bisect
 import functools
 import json
 import math
@@ -65,7 +64,7 @@ def evaluate(functions: Mapping[str, Piecewise], features: Mapping[str, float]) 
 def _at(function: Piecewise, position: float) -> float:
     begin, values = function
     place = min(max(position - begin, 0.0), len(values) - 1.0)
-    left = min(bisect.bisect_right(range(len(values)), place) - 1, len(values) - 2)
+    left = min(int(place), len(values) - 2)
     return values[left] + (place - left) * (values[left + 1] - values[left])
 
 

@@ -1,6 +1,7 @@
 // Runs neighbouring steps of a program for some images of the batch at a time.
-#include <atomic>
 #include <cstring>
+#include <exception>
+#include <mutex>
 
 #include "sequence.h"
 
