@@ -20,8 +20,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import Graph, GraphModule
 
-from . import core, passes, registry
-from .backends import builder
+from . import core, on_gpu, passes, registry
+from .backends import builder, gpu
 from .errors import OptionError
 from .options import Policy, check_options
 from .passes.decompose import ACTIVATIONS, BATCH_NORM, RELU6
@@ -45,11 +45,12 @@ class Ai3Backend:
         mode: str | None = None,
     ) -> Callable[..., Any]:
         policy = check_options(options)
+        mode = policy.mode if mode is None else mode
         if mode is not None and policy.rest == "eager":
             raise OptionError(message=f"mode={mode!r} is a setting of Inductor, which rest={policy.rest!r} leaves out.")
-        for name, reason in registry.system().platforms.items():
-            if reason is not None:
-                _say_once(f"platform {name} cannot run here, its algorithms are left out: {reason}")
+        devices = {t.device.type for t in (*example_inputs, *gm.parameters()) if isinstance(t, torch.Tensor)}
+        for name, reason in registry.cannot_run(devices).items():
+            _say_once(f"platform {name} cannot run here, its algorithms are left out: {reason}")
         if registry.can_choose():
             core.load()  # a graph from Inductor's cache names its operations before any pass runs
         if any(isinstance(t, torch.nn.Parameter) and t.is_inference() for t in (*example_inputs, *gm.parameters())):
@@ -74,24 +75,38 @@ def _say_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def _context(policy: Policy, report: GraphReport, is_inference: bool, decompose: bool) -> passes.Context:
+def _is_sharded(gm: GraphModule) -> bool:
+    """Whether FSDP manages weights of the graph. It frees them after use and gathers them again, at addresses that
+    others had, without raising their versions: nothing that is computed of them may be kept."""
+    sources = (getattr(node, "_dynamo_source", None) for node in gm.graph.find_nodes(op="placeholder"))
+    return any(source is not None and source.guard_source.is_fsdp_module() for source in sources)
+
+
+def _static_inputs(is_inference: bool, is_sharded: bool) -> Sequence[int]:
+    """Which inputs of the graph that is compiled are weights of which something may be kept."""
     tracing = TracingContext.try_get()
-    metadata = None if tracing is None else tracing.fw_metadata
+    metadata = tracing.fw_metadata if tracing is not None and is_inference and not is_sharded else None
+    return () if metadata is None else metadata.static_input_indices
+
+
+def _context(
+    policy: Policy, report: GraphReport, static_inputs: Sequence[int], *, is_inference: bool, decompose: bool
+) -> passes.Context:
     return passes.Context(
         policy=policy,
         system=registry.system(),
         report=report,
         is_inference=is_inference,
         decompose=decompose,
-        static_inputs=() if metadata is None else metadata.static_input_indices,
+        static_inputs=static_inputs,
     )
 
 
 class _Ai3Pass(CustomGraphPass):
     """ai3's passes as Inductor runs them: on the forward graph, before its own passes after partitioning."""
 
-    def __init__(self, policy: Policy, report: GraphReport) -> None:
-        self.policy, self.report = policy, report
+    def __init__(self, policy: Policy, report: GraphReport, is_sharded: bool) -> None:
+        self.policy, self.report, self.is_sharded = policy, report, is_sharded
         self.ran = False
         before = inductor_config.post_grad_custom_pre_pass  # what the user set runs first
         self.before = before if isinstance(before, (list, tuple)) else [] if before is None else [before]
@@ -104,7 +119,11 @@ class _Ai3Pass(CustomGraphPass):
             passes.decompose.decompose_all(graph)
             return
         self.ran = True
-        passes.run(graph, _context(self.policy, self.report, "inference" in name, decompose=True))
+        is_inference = "inference" in name
+        static = _static_inputs(is_inference, self.is_sharded)
+        self.report.inputs = len(graph.find_nodes(op="placeholder"))
+        self.report.static = list(static)
+        passes.run(graph, _context(self.policy, self.report, static, is_inference=is_inference, decompose=True))
 
     def uuid(self) -> str | None:
         """Everything that decides what the passes do; None (compile without a cache) where a function decides."""
@@ -120,8 +139,10 @@ class _Ai3Pass(CustomGraphPass):
             policy,
             registry.digest(),
             sorted(registry.system().platforms.items()),
+            gpu.identity(),
             builder.cpu_isa(),
             torch.get_num_threads(),  # what is measured for `auto` depends on it
+            self.is_sharded,
             before,
         )
         return hashlib.sha256(repr(key).encode()).hexdigest()
@@ -176,7 +197,7 @@ def _with_either(
     """rest="auto": eager where the passes leave little, else Inductor, and where the user asks for what only it has."""
     asked_for = mode is not None or any(getattr(inductor_config, name, None) is not None for name in _USERS_PASSES)
     if not asked_for and not _wants_gradients(gm, example_inputs):
-        pass_id = _Ai3Pass(policy, GraphReport()).uuid()
+        pass_id = _Ai3Pass(policy, GraphReport(), _is_sharded(gm)).uuid()
         # Only what Inductor has compiled is in the store.
         if pass_id is None or store.load(store.key(gm, example_inputs, pass_id)) is None:
             with contextlib.suppress(_ManyAreLeft):
@@ -189,7 +210,7 @@ def _with_inductor(
 ) -> Callable[..., Any]:
     report = GraphReport(_title(gm))
     report.rest = "Inductor"
-    ai3_pass = _Ai3Pass(policy, report)
+    ai3_pass = _Ai3Pass(policy, report, _is_sharded(gm))
     patches = {**(list_mode_options(mode) if mode else {}), "post_grad_custom_pre_pass": ai3_pass}
     patches["freezing"] = False  # it packs convolutions for oneDNN before any pass could see them
 
@@ -215,21 +236,35 @@ def _with_inductor(
                 compiled = compile_now()
             store.save(key, report)
     history.add(report, continues=history.is_continuation(gm))
-    return compiled
+    constants = [*gm.parameters(), *gm.buffers()]
+    if not on_gpu.is_on_gpu((*example_inputs, *constants)):
+        return compiled
+    if report.inputs != len(constants) + len(example_inputs):
+        # Its inputs are not the graph's own, as where tensors are made of others: operations pack when they run.
+        return on_gpu.Guarded(compiled, (), max_workspace=policy.max_workspace)
+    return on_gpu.Guarded(
+        compiled, report.static, constants=constants, calls=report.calls, max_workspace=policy.max_workspace
+    )
 
 
 def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None) -> Callable[..., Any]:
     report = GraphReport(_title(gm))
+    is_sharded = _is_sharded(gm)
 
     def compiler(is_inference: bool) -> Callable[..., Any]:
         def compile_forward(forward: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            passes.run(forward.graph, _context(policy, report, is_inference, decompose=False))
+            static = _static_inputs(is_inference, is_sharded)
+            context = _context(policy, report, static, is_inference=is_inference, decompose=False)
+            passes.run(forward.graph, context)
             left = len(passes.left_to_torch(forward.graph))
             if policy.rest == "auto" and left >= _MANY:
                 raise _ManyAreLeft
             report.rest = f"eager PyTorch ({left} operation{'s' * (left != 1)})"
             forward.recompile()
-            return make_boxed_func(forward.forward)
+            run = forward.forward
+            if on_gpu.is_on_gpu(inputs):
+                run = on_gpu.Guarded(run, static, max_workspace=policy.max_workspace)
+            return make_boxed_func(run)
 
         return compile_forward
 

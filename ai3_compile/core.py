@@ -12,16 +12,17 @@ from pathlib import Path
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .errors import CoreLibraryError
+from .errors import Ai3Error, CoreLibraryError
 
 _load_algorithm: Callable[[int], None] | None = None
+_epilogue: int | None = None
 _lock = threading.Lock()
 
 
-def on_load_algorithm(function: Callable[[int], None]) -> None:
-    """Sets what loads an algorithm by id; the registry does this when it is imported."""
-    global _load_algorithm
-    _load_algorithm = function
+def on_load_algorithm(function: Callable[[int], None], epilogue: int) -> None:
+    """Sets what loads an algorithm by id, and the id of the epilogue; the registry does this when it is imported."""
+    global _load_algorithm, _epilogue
+    _load_algorithm, _epilogue = function, epilogue
 
 
 def load() -> ctypes.CDLL:
@@ -43,7 +44,11 @@ def _load() -> ctypes.CDLL:
     torch.ops.load_library(path)
     library = ctypes.CDLL(str(path))
     library.ai3_core_register.restype = ctypes.c_char_p
-    library.ai3_core_register.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
+    library.ai3_core_register.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+    library.ai3_core_set_epilogue.argtypes, library.ai3_core_set_epilogue.restype = [ctypes.c_int64], None
+    library.ai3_core_set_numerics.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    library.ai3_core_set_numerics.restype = None
+    library.ai3_core_refresh_packs.restype = ctypes.c_char_p
     library.ai3_core_drop_packs.argtypes = [ctypes.c_void_p]
     library.ai3_core_drop_packs.restype = None
     library.ai3_core_raise_epoch.restype = None
@@ -53,6 +58,8 @@ def _load() -> ctypes.CDLL:
     if library.ai3_core_source_digest().decode() != builder.core_digest():
         raise CoreLibraryError(path=path, message="it was built from other sources; remove it")
     _implement_callbacks(library)
+    if _epilogue is not None:
+        library.ai3_core_set_epilogue(_epilogue)
     ops.register()
     torch.library.register_fake(sequence.OP_NAME, sequence.fake)
     return library
@@ -89,7 +96,7 @@ def _implement_callbacks(library: ctypes.CDLL) -> None:
         if not hooked:
             from torch.optim.optimizer import register_optimizer_step_post_hook
 
-            register_optimizer_step_post_hook(lambda *_: library.ai3_core_raise_epoch())
+            register_optimizer_step_post_hook(lambda *_: raise_epoch())
             hooked = True
         address = weight.data_ptr()
         previous = addresses.get(weight)
@@ -103,11 +110,76 @@ def _implement_callbacks(library: ctypes.CDLL) -> None:
     _library = torch.library.Library("ai3", "IMPL")
     _library.impl("_load_algorithm", load_algorithm, "CompositeExplicitAutograd")
     _library.impl("_watch_weight", watch_weight, "CPU")
+    _library.impl("_watch_weight", watch_weight, "CUDA")
+    _library.impl("_fold", _fold, "CUDA")
 
 
-def register_kernel(identity: int, table: int, label: str) -> str | None:
+def _fold(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    bn_weight: torch.Tensor | None,
+    bn_bias: torch.Tensor | None,
+    bn_mean: torch.Tensor,
+    bn_var: torch.Tensor,
+    bn_eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A convolution's weight and bias with the batch norm behind it: in double, so that it adds one rounding alone.
+
+    Not as inference tensors, which could not be made anew in place.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        scale = torch.rsqrt(bn_var.double() + bn_eps)
+        scale = scale if bn_weight is None else scale * bn_weight.double()
+        shift = (0 if bias is None else bias.double()) - bn_mean.double()
+        folded_bias = shift * scale + (0 if bn_bias is None else bn_bias.double())
+        folded = weight.double() * scale.view(-1, *(1,) * (weight.dim() - 1))
+        return folded.to(weight.dtype), folded_bias.to(weight.dtype)
+
+
+_numerics: tuple[int, int, int, int] | None = None
+
+
+def follow_numerics(max_workspace: int | None = None) -> None:
+    """Tells the core library PyTorch's settings for operations on GPUs, as they are now."""
+    from .backends import gpu
+
+    global _numerics
+    numerics = (
+        torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision == "tf32",
+        gpu.is_deterministic(),
+        -1 if max_workspace is None else max_workspace,
+    )
+    if numerics != _numerics:
+        load().ai3_core_set_numerics(*numerics)
+        _numerics = numerics
+
+
+_epoch = 0
+
+
+def epoch() -> int:
+    """Another number after whatever may have changed weights without raising their version counters."""
+    return _epoch
+
+
+def raise_epoch() -> None:
+    """What was packed before is not used again."""
+    global _epoch
+    _epoch += 1
+    load().ai3_core_raise_epoch()
+
+
+def refresh_packs() -> None:
+    """Makes the packed weights of GPUs anew, where they lie, where the weights have changed."""
+    failure = load().ai3_core_refresh_packs()
+    if failure is not None:
+        raise Ai3Error(message=f"packing the weights that have changed: {failure.decode()}")
+
+
+def register_kernel(identity: int, table: int, label: str, device: str) -> str | None:
     """Hands a kernel's table to the core library; returns why it was refused, or None."""
-    refusal = load().ai3_core_register(identity, table, label.encode())
+    refusal = load().ai3_core_register(identity, table, label.encode(), device == "cuda")
     return None if refusal is None else refusal.decode()
 
 
@@ -115,17 +187,19 @@ def invalidate(module: torch.nn.Module | torch.Tensor | None = None) -> None:
     """Forgets what ai3 has packed of a module's weights (or of one tensor, or of everything).
 
     Needed after writes that PyTorch does not count: through `.data`, `untyped_storage()`, `numpy()` or a raw pointer,
-    and those of another process to shared memory. Everything else (`load_state_dict`, optimizers, `copy_` under
-    `no_grad`, new parameters) ai3 sees by itself.
+    by a collective of torch.distributed, and those of another process to shared memory. Everything else
+    (`load_state_dict`, optimizers, `copy_` under `no_grad`, new parameters) ai3 sees by itself.
     """
     if _load.cache_info().currsize == 0:
         return  # nothing has been packed
     library = load()
     # A layer's weight may be a view of a parameter, at another address: nothing packed before is used again.
-    library.ai3_core_raise_epoch()
+    raise_epoch()
+    # A CUDA graph that was captured reads the packs of its weights where they lie.
+    refresh_packs()
     if module is None:
         library.ai3_core_drop_packs(None)
         return
     for tensor in [module] if isinstance(module, torch.Tensor) else module.parameters():
-        if tensor.numel() > 0:
+        if tensor.numel() > 0 and not tensor.is_cuda:
             library.ai3_core_drop_packs(tensor.data_ptr())

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from . import core, registry, tuning
 from .ops import OPERATIONS
-from .ops.base import Attributes, hint, image
+from .ops.base import Attributes, allows_tf32, hint, image
 from .registry import Algorithm
 from .selection import Decision, OpSpec
 from .selection import select as decide
@@ -81,7 +81,7 @@ def run(
         bias is not None,
         dtype,
         device,
-        registry.state(),
+        (registry.state(), allows_tf32(operation, dtype, device)),
     )
     if algorithm is None:
         return op.call_torch(input, weight, bias, dict(attributes))
@@ -89,6 +89,8 @@ def run(
         to = torch.get_autocast_dtype(device)
         input, weight, bias = (t.to(to) if t is not None and _is_cast(t) else t for t in (input, weight, bias))  # type: ignore[assignment]
     args, kwargs = op.arguments(input, weight, bias, dict(attributes), algorithm.id, static_weight)
+    if device == "cuda":
+        core.follow_numerics()
     if operation in _IMAGES and _is_channels_last(input):
         kwargs["channels_last"] = True  # as PyTorch's operations, the output has the input's layout
     return op.overload_for(algorithm)(*args, **kwargs)
@@ -117,13 +119,13 @@ def decision(
 
 def decide_for(spec: OpSpec, selector: str, strict: bool = False) -> Decision:
     """`select` with what this process knows; the operation's algorithms are built first where need be."""
-    registry.prepare([spec.operation])
+    registry.prepare([(spec.operation, spec.device)])
     return decide(
         spec,
         selector,
         registry.known(),
         registry.system(),
-        default=registry.default_of(spec.operation),
+        default=registry.default_of(spec.operation, spec.device),
         strict=strict,
         measured=tuning.times(spec, in_graph=False) if "auto" in selector.split("|") else None,
     )

@@ -25,6 +25,7 @@ class Option:
 
 
 REST = "rest"
+MODE = "mode"
 STRICT = "strict"
 FUSE = "fuse"
 MAX_WORKSPACE = "max_workspace"
@@ -55,6 +56,14 @@ OPTIONS: dict[str, Option] = {
             "what runs the operations that ai3 does not; auto is eager in inference where few of them are left, else "
             "inductor, and the report says which",
         ),
+        Option(
+            MODE,
+            "str or None",
+            None,
+            (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+            "Inductor's mode, as torch.compile's argument of this name, which cannot be given together with options; "
+            "reduce-overhead replays CUDA graphs",
+        ),
         Option(STRICT, "bool", False, (True, False), "refuse to leave an operation to torch unless it is named"),
         Option(
             FUSE,
@@ -83,6 +92,7 @@ class Policy:
     rest: str
     strict: bool
     fuse: bool
+    mode: str | None = None
     max_workspace: int | None = None
     left_alone: frozenset[str] = frozenset()
     """Operations that their selectors name only because a saved model says what was chosen by default."""
@@ -112,7 +122,7 @@ def check_options(given: Mapping[str, Any] | None) -> Policy:
         if name not in OPTIONS:
             near = difflib.get_close_matches(str(name), OPTIONS, 1)
             raise UnknownOptionError(name=name, nearest=f" Did you mean {near[0]!r}?" if near else "")
-    for name in (REST, STRICT, FUSE):
+    for name in (REST, MODE, STRICT, FUSE):
         option = OPTIONS[name]
         # `in` alone would take 1 for True.
         if name in given and not any(
@@ -129,6 +139,6 @@ def check_options(given: Mapping[str, Any] | None) -> Policy:
             name: parse_selector(name, given.get(name, OPTIONS[name].default), of_operation(name))
             for name in OPERATIONS
         },
-        **{name: given.get(name, OPTIONS[name].default) for name in (REST, STRICT, FUSE)},
+        **{name: given.get(name, OPTIONS[name].default) for name in (REST, MODE, STRICT, FUSE)},
         max_workspace=workspace,
     )

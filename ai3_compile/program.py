@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import core, functional, passes, registry
 from .errors import StrictError, UnsupportedCallableError
+from .on_gpu import Guarded, is_on_gpu
 from .ops import OPERATIONS
 from .ops.base import HINTS, module_path
 from .options import Policy
@@ -179,7 +180,10 @@ class Program:
             )
         self._inputs = _unused_dropped(graph, exported)
         self._bind(weights)
-        self._run = GraphModule(exported.graph_module, graph).forward
+        run = GraphModule(exported.graph_module, graph).forward
+        if is_on_gpu(weights.values()):
+            run = Guarded(run, [i for i, name in enumerate(self._inputs) if name is not None])
+        self._run = run
         assert exported.call_spec.out_spec is not None
         self._out_spec = exported.call_spec.out_spec  # `call_spec` makes a new class at every look
 
@@ -247,7 +251,7 @@ def _left_to_torch(graph: Graph, context: passes.Context) -> list[str]:
     left = []
     for name, operation in OPERATIONS.items():
         specs = [spec for node in graph.nodes if node.op == "call_function" and (spec := operation.match(node))]
-        registry.prepare([name] if specs else [])
+        registry.prepare((name, spec.device) for spec in specs)
         for index, spec in enumerate(specs):
             try:
                 decide(context, index, spec)

@@ -72,7 +72,8 @@ class Algorithm:
     @property
     def label(self) -> str:
         """As it appears in a profiler's trace."""
-        return f"{OPERATIONS[self.operation].op_name}[{self.qualified}]"
+        operation = OPERATIONS.get(self.operation)
+        return f"{operation.op_name if operation else f'ai3::{self.operation}'}[{self.qualified}]"
 
     def supports(self, spec: OpSpec) -> str | None:
         """None where it can run the operation, else the reason.
@@ -145,6 +146,9 @@ def shipped() -> tuple[Algorithm, ...]:
         found.append(Algorithm(operation, "torch", "torch", "leave the operation to PyTorch", None))
     return tuple(found)
 
+
+EPILOGUE = Algorithm("epilogue", "direct", "cuda", "what algorithms leave to add", KERNELS / "epilogue" / "direct.cu")
+"""No operation that a user chooses for: residual and activation behind algorithms on GPUs that apply neither."""
 
 _users: dict[tuple[str, str], Algorithm] = {}
 _by_id: dict[int, Algorithm] = {}
@@ -229,14 +233,14 @@ def find(operation: str, name: str) -> Algorithm:
 def by_id(identity: int) -> Algorithm | None:
     """The algorithm of an id, also one that has been unregistered since: a compiled graph may name it."""
     if identity not in _by_id:
-        _by_id.update((a.id, a) for a in algorithms())
+        _by_id.update((a.id, a) for a in (*algorithms(), EPILOGUE))
     return _by_id.get(identity)
 
 
-def default_of(operation: str) -> str:
-    """The selector that `default` stands for: what a user made the default comes first."""
+def default_of(operation: str, device: str) -> str:
+    """The selector that `default` stands for on a device: what a user made the default comes first."""
     chosen = [a.qualified for a in _users.values() if a.operation == operation and is_default(a)]
-    return "|".join([*chosen, OPERATIONS[operation].default])
+    return "|".join([*chosen, OPERATIONS[operation].default_on(device)])
 
 
 def is_default(algorithm: Algorithm) -> bool:
@@ -254,12 +258,20 @@ def can_choose() -> bool:
     return any(reasons[a.platform] is None for a in known() if a.platform != "torch")
 
 
-def prepare(operations: Iterable[str]) -> None:
-    """Builds what is not built yet of the given operations' algorithms, together, and loads them."""
-    wanted = set(operations)
+def cannot_run(devices: Iterable[str]) -> dict[str, str]:
+    """The platforms for these types of devices that cannot run here, and why."""
+    wanted = set(devices)
+    reasons = system().platforms
+    return {name: reason for name, p in platforms().items() if p.device in wanted and (reason := reasons[name])}
+
+
+def prepare(operations_and_devices: Iterable[tuple[str, str]]) -> None:
+    """Builds what is not built yet of the algorithms for these operations and devices, together, and loads them."""
+    wanted = set(operations_and_devices)
     for platform in platforms().values():
-        if platform.unavailable() is None:
-            platform.load([a for a in algorithms() if a.platform == platform.name and a.operation in wanted])
+        operations = {operation for operation, device in wanted if platform.device in (None, device)}
+        if operations and platform.unavailable() is None:
+            platform.load([a for a in algorithms() if a.platform == platform.name and a.operation in operations])
 
 
 _loading = threading.Lock()
@@ -273,7 +285,7 @@ def load_by_id(identity: int) -> None:
             platforms()[algorithm.platform].load([algorithm])
 
 
-core.on_load_algorithm(load_by_id)
+core.on_load_algorithm(load_by_id, EPILOGUE.id)
 
 
 def digest() -> str:

@@ -26,6 +26,8 @@ class Swapped:
     algorithm: str
     ai3_name: str
     """The module's path when it was swapped, for messages."""
+    _is_fsdp_managed_module = False
+    """FSDP sets it on the modules whose weights it frees after use and gathers again."""
 
     def __init__(self, orig: nn.Module, algorithm: str, target: str = "") -> None:
         """A module that shares `orig`'s parameters and buffers; swap_operation changes a module in place instead."""
@@ -40,9 +42,10 @@ class Swapped:
     def _run(
         self, input: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        # In training the weight changes with every step, and a weight that is computed anew for each call is another
-        # one each time: nothing is kept of either.
-        static = isinstance(weight, nn.Parameter) and not torch.is_grad_enabled()
+        # In training the weight changes with every step, and a weight that is computed or gathered anew for each call
+        # is another one each time: nothing is kept of either.
+        kept = isinstance(weight, nn.Parameter) and not self._is_fsdp_managed_module
+        static = kept and not torch.is_grad_enabled()
         attributes = OPERATIONS[self.operation].attributes_of(self)
         return functional.call(self.operation, self.algorithm, self.ai3_name, attributes, static, input, weight, bias)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,16 +12,18 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from . import core, registry
-from .backends import builder
+from . import core, gpu_timing, registry
+from .backends import builder, cache, gpu
 from .ops import OPERATIONS
+from .ops.activations import NUMBERS
 from .registry import Algorithm
 from .selection import OpSpec
 from .version import __version__
@@ -53,10 +56,7 @@ def times(spec: OpSpec, *, in_graph: bool) -> Mapping[str, float]:
     key = _key(spec, candidates, in_graph)
     with _lock:
         if key not in _known:
-            # A thread of its own has none of the modes of a compilation that may be under way in this one.
-            with ThreadPoolExecutor(1) as alone:
-                _known[key] = _load(key) or alone.submit(_measure, spec, candidates, in_graph).result()
-            _save(key, spec, _known[key])
+            _known[key] = _measured_once(key, spec, candidates, in_graph)
     return _known[key]
 
 
@@ -66,13 +66,57 @@ def folder() -> Path:
 
 def _key(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> str:
     shapes = (spec.operation, spec.input_shape, spec.output_shape, spec.dtype, spec.device, spec.attributes, in_graph)
-    machine = (builder.cpu_isa(), torch.get_num_threads(), torch.__version__, __version__)
+    own = gpu.identity() if spec.device == "cuda" else (builder.cpu_isa(), torch.get_num_threads())
+    machine = (own, torch.__version__, __version__)
     algorithms = [(a.qualified, registry.content_digest(a)) for a in candidates]
     return hashlib.sha256(repr((shapes, machine, algorithms)).encode()).hexdigest()[:32]
 
 
+def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> Mapping[str, float]:
+    """From the store, or measured now by one of the processes that come to it at once, as the ranks of a training do:
+    the others read what it has measured, and choose the same. A lock and no collective, as not all of them may come."""
+    for name in sorted({a.platform for a in candidates}):
+        # In each of them: what it finds is loaded into the process.
+        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec)
+    on_gpu = spec.device == "cuda"
+    with _locked(key, spec):
+        found = _load(key)
+        if found is None:
+            # A thread of its own has none of the modes of a compilation that may be under way in this one; its device
+            # would be the first.
+            device = (torch.cuda.current_device(),) if on_gpu else ()
+            with ThreadPoolExecutor(1, initializer=torch.cuda.set_device if on_gpu else None, initargs=device) as alone:
+                found = alone.submit(_measure, spec, candidates, in_graph).result()
+            _save(key, spec, found)
+    return found
+
+
+@contextlib.contextmanager
+def _locked(key: str, spec: OpSpec) -> Iterator[None]:
+    """Holds the key's lock, one of the operating system's, which ends with its process. Goes on without it, and says
+    so, where the cache folder takes no writes and where another process keeps it for longer than a build may take."""
+    locks = folder().with_name("tuning-locks")
+    lock, seconds = FileLock(locks / f"{key}.lock"), cache.timeout()
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        # Where no file can be made, some systems let filelock try until its time is over.
+        with tempfile.TemporaryFile(dir=locks):
+            pass
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        log.warning("measuring %s here too: a process has held %s for %g s", spec, lock.lock_file, seconds)
+    except OSError as error:
+        log.info("measuring %s for this process alone, others may choose otherwise: %s", spec, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _measure(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> Mapping[str, float]:
     core.load()
+    if spec.device == "cuda":
+        return gpu_timing.seconds({a.qualified: _call(spec, a, in_graph) for a in candidates})
     # Made outside of inference mode: weights made there are packed at every call.
     calls = {a.qualified: _call(spec, a, in_graph) for a in candidates}
     best, taken = math.inf, {}
@@ -99,10 +143,17 @@ def _call(spec: OpSpec, algorithm: Algorithm, in_graph: bool) -> Callable[[], An
     channels_last = in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
     if channels_last:
         input = input.contiguous(memory_format=torch.channels_last)
+    # On a GPU an operation is timed with the activation that mostly follows, which torch runs as a kernel of its own.
+    activates = spec.device == "cuda" and in_graph and spec.operation in ("conv2d", "linear")
     if algorithm.platform == "torch":
-        return lambda: operation.call_torch(input, weight, bias, operation.torch_attributes(attributes))
+        attributes = dict(operation.torch_attributes(attributes))
+        if activates:
+            return lambda: operation.call_torch(input, weight, bias, attributes).relu_()
+        return lambda: operation.call_torch(input, weight, bias, attributes)
     args, kwargs = operation.arguments(input, weight, bias, attributes, algorithm.id, True)
     kwargs = {**kwargs, "channels_last": True} if channels_last else kwargs
+    if activates:
+        kwargs["activation"] = NUMBERS["relu"]
     overload = operation.overload_for(algorithm)
     return lambda: overload(*args, **kwargs)
 

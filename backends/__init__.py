@@ -15,6 +15,8 @@ class Platform(Protocol):
     description: str
     ending: str | None
     """How its kernel files end, after the algorithm's name; None where it has no files."""
+    device: str | None
+    """The type of the devices that it computes on; None for any."""
 
     def unavailable(self) -> str | None:
         """None where this machine can run it, else the reason."""
@@ -34,6 +36,9 @@ class Platform(Protocol):
 
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         """Bytes of scratch memory that one call asks ai3 for, on this process's threads; 0 where it asks for none."""
+
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+        """Before these algorithms are measured: finds the fastest of the ways that any of them has."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm works on channels_last images without converting them."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
 NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE, STRIDED_INPUT, PROLOGUE = (1 << i for i in range(8))
@@ -69,6 +70,11 @@ class Args(ctypes.Structure):
         ("prologue_shift", c_void_p),
         ("has_prologue", c_int32),
         ("prologue_activation", c_int32),
+        ("device", c_int32),
+        ("sm", c_int32),
+        ("allow_tf32", c_int32),
+        ("deterministic", c_int32),
+        ("max_workspace", c_int64),
     ]
 
 
@@ -92,6 +98,7 @@ class Kernel(ctypes.Structure):
         ("pack_variant", CFUNCTYPE(c_int64, POINTER(Args))),
         ("plan_bytes", _SIZE),
         ("make_plan", _FILL),
+        ("fuses", CFUNCTYPE(c_int32, POINTER(Args))),
         ("run", CFUNCTYPE(None, POINTER(Args))),
     ]
 
@@ -101,3 +108,16 @@ def kernel_table(library: ctypes.CDLL) -> Kernel:
     get = library.ai3_get_kernel
     get.restype, get.argtypes = POINTER(Kernel), []
     return get().contents
+
+
+def tensor_of(shape: Sequence[int], channels_last: bool = False) -> Tensor:
+    """A tensor of this shape without data, contiguous or channels_last."""
+    tensor = Tensor(ndim=len(shape))
+    order = list(range(len(shape)))
+    if channels_last and len(shape) == 4:
+        order = [0, 2, 3, 1]
+    stride = 1
+    for dim in reversed(order):
+        tensor.size[dim], tensor.stride[dim] = shape[dim], stride
+        stride *= max(shape[dim], 1)
+    return tensor

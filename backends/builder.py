@@ -50,6 +50,7 @@ KERNELS = Path(kernels.__path__[0])
 INCLUDE = KERNELS / "include"
 KERNEL_FLAGS = (*sources.LANGUAGE, "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
 _HEADERS = (".h", ".hpp", ".hh", ".cuh", ".inc", ".inl")
+_CUDA = ".cu"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Request:
     link_flags: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
     cmake: Path | None = None
+    foreign_dirs: tuple[Path, ...] = ()
+    """Folders of others' headers: `extra` names their version, which stands for what is in them."""
 
 
 def build(
@@ -113,17 +116,20 @@ def kernel_request(
     include_dirs: Sequence[Path] = (),
     link_flags: Sequence[str] = (),
     cmake: Path | None = None,
+    foreign_dirs: Sequence[Path] = (),
+    extra: Mapping[str, str] | None = None,
 ) -> Request:
     """What builds one algorithm for this CPU: ai3's flags first, and its headers behind those that are given."""
     isa = cpu_isa()
     return Request(
-        _file_name(label),
+        file_name(label),
         tuple(sources),
         (*KERNEL_FLAGS, *cpu_flags(isa), *flags),
         include_dirs=(*include_dirs, INCLUDE),
         link_flags=tuple(link_flags),
-        extra={"isa": isa},
+        extra={"isa": isa, **(extra or {})},
         cmake=cmake,
+        foreign_dirs=tuple(foreign_dirs),
     )
 
 
@@ -196,6 +202,21 @@ def key_of(request: Request) -> cache.Key:
     )
 
 
+def device_key_of(request: Request, compiler: str, target: str) -> cache.Key:
+    """What device code depends on, which another compiler makes for another machine."""
+    return cache.Key(
+        name=request.name,
+        sources=sources.digest_of((source.name, source) for source in request.sources),
+        headers=sources.digest_of(_headers(request)),
+        flags=request.flags,
+        link_flags=(),
+        compiler=compiler,
+        abi=target,
+        extra=(),
+        ending=".cubin",
+    )
+
+
 def digest_of_sources(request: Request) -> str:
     """Of what the user wrote: sources, headers and flags, whatever compiles them."""
     parts = (
@@ -237,10 +258,11 @@ def _compile(request: Request, folder: Path) -> Path:
     if sys.platform == "linux":
         link_flags.insert(1, "-Wl,--as-needed")  # kernels use nothing of the libraries that cpp_extension links
     includes = [f"-I{include}" for include in request.include_dirs]
+    includes += [f"-isystem{include}" for include in request.foreign_dirs]
     try:
         # A library is what load() would also load, from this folder; loading changes the process's dlopen flags, which
         # threads must not. What it calls standalone it only builds.
-        with _without_spaces(request.sources) as source_files:
+        with _without_spaces(_for_host(request.sources, folder)) as source_files:
             path = cpp_extension.load(
                 request.name,
                 [str(source) for source in source_files],
@@ -260,6 +282,18 @@ def _compile(request: Request, folder: Path) -> Path:
             output=f"the compiler {_compiler()!r} reported success, but wrote no {Path(path).name}",
         )
     return Path(path)
+
+
+def _for_host(files: Sequence[Path], folder: Path) -> list[Path]:
+    """The files as the C++ compiler is to see them: of a .cu file the part that is the host's."""
+    found = []
+    for file in files:
+        if file.suffix == _CUDA:
+            stub = folder / f"{file.stem}.cpp"
+            stub.write_text(f'#include "{file.absolute()}"\n')
+            file = stub
+        found.append(file)
+    return found
 
 
 @contextlib.contextmanager
@@ -293,7 +327,8 @@ def _quoted(flag: str) -> str:
     return shlex.quote(flag).replace("$", "$$")
 
 
-def _file_name(label: str) -> str:
+def file_name(label: str) -> str:
+    """What the files of an algorithm are called in the cache."""
     return re.sub(r"[^A-Za-z0-9]+", "-", label.removeprefix("ai3::")).strip("-")
 
 

@@ -39,6 +39,7 @@ class Key:
     abi: str
     extra: tuple[tuple[str, str], ...]
     cache_format: int = FORMAT
+    ending: str = ".so"
 
     @property
     def entry(self) -> str:
@@ -145,7 +146,7 @@ def _check_writable() -> None:
 
 
 def _library(key: Key) -> Path:
-    return cache_dir() / key.entry / f"{key.name}.so"
+    return cache_dir() / key.entry / f"{key.name}{key.ending}"
 
 
 def _verified(key: Key) -> Path | None:
@@ -198,7 +199,7 @@ def _lock_of(entry: str, timeout: float) -> FileLock:
 @contextlib.contextmanager
 def _locked(key: Key) -> Iterator[None]:
     """Holds the key's lock. It is one of the operating system's, which ends with its process, however that ends."""
-    seconds = _timeout()
+    seconds = timeout()
     lock = _lock_of(key.entry, seconds)
     with _writing(key):
         _check_writable()  # where no file can be made, some systems let filelock try until its time is over
@@ -220,7 +221,8 @@ def _writing(key: Key) -> Iterator[None]:
         raise CacheNotWritableError(name=key.name, folder=cache_dir(), reason=error.strerror or error) from error
 
 
-def _timeout() -> float:
+def timeout() -> float:
+    """Seconds to wait for another process that builds the same."""
     text = os.environ.get("AI3_BUILD_TIMEOUT", "600")
     try:
         return float(text)

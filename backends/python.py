@@ -14,6 +14,7 @@ class PythonPlatform:
     name = "python"
     description = "Python functions of your own"
     ending = None
+    device = None
 
     def unavailable(self) -> str | None:
         return None
@@ -32,6 +33,9 @@ class PythonPlatform:
 
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         return 0
+
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+        """Nothing to search."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return False

@@ -14,6 +14,7 @@ class TorchPlatform:
     name = "torch"
     description = "PyTorch's own operations"
     ending = None
+    device = None
 
     def unavailable(self) -> str | None:
         return None
@@ -32,6 +33,9 @@ class TorchPlatform:
 
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         return 0
+
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+        """Nothing to search."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return False

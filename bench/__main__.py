@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fit.main(given)
         return
     result = run(given)
-    if given.bench in WITH_MKL:
+    if given.bench in WITH_MKL and result.get("device") != "cuda":
         result[AS_INTEL] = "left out by --once" if given.once else as_intel.absent() or as_intel.measure(arguments)
     save(result, given.out)
     print("\n\n".join(table.text() for table in tables(result)))
@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"bench": given.bench, "rounds": given.rounds, **machine.describe()}
     result |= bench.describe(given)
     disturbance = machine.Disturbance()
-    has_peak = given.bench in WITH_PEAK
+    has_peak = given.bench in WITH_PEAK and result.get("device") != "cuda"
     first = peak.measure() if has_peak else {}
     result |= {"peak": first, "rows": []} if has_peak else {"rows": []}
     for row in bench.measure(given):

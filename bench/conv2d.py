@@ -15,7 +15,8 @@ from ai3_compile import registry
 from ai3_compile.testing.calls import Call
 from ai3_compile.testing.shapes import calls_of
 
-from . import aithree, layers, timing
+from . import aithree, gpu, gpu_conv2d, gpu_models, layers, timing
+from .table import Table
 
 ROUNDS = 10
 # batch, channels, side, filters, kernel, stride
@@ -47,10 +48,14 @@ GROUPS = ("aithree", "grid", "resnet18")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="of shapes")
     parser.add_argument("--batch", nargs="+", type=int, default=(1, 10), help="of the grid")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", nargs="+", choices=gpu_models.PRECISIONS, default=gpu_models.PRECISIONS)
     parser.add_argument("--aithree", type=Path, help=f"where aithree is, to be measured too: {aithree.INSTALL}")
 
 
 def describe(given: argparse.Namespace) -> dict[str, object]:
+    if given.device == "cuda":
+        return {**gpu.describe(), "device": "cuda", "layouts": "as on the CPU; torch without its settings too"}
     return {"layouts": "torch in both; each algorithm of ai3 in the one that it works on without converting"}
 
 
@@ -68,6 +73,9 @@ def shapes(groups: tuple[str, ...], batches: tuple[int, ...]) -> dict[str, list[
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each layer: milliseconds and GFLOP/s of each side, and the reasons of what cannot run it."""
+    if given.device == "cuda":
+        yield from gpu_conv2d.measure(given, shapes(tuple(given.groups), tuple(given.batch)))
+        return
     known = layers.algorithms("conv2d")
     theirs = None if given.aithree is None else aithree.load(given.aithree)
     for group, wanted in shapes(tuple(given.groups), tuple(given.batch)).items():
@@ -105,4 +113,9 @@ def _torch(call: Call) -> timing.Side:
     )
 
 
-finish, tables = layers.finish, layers.tables
+def finish(result: dict[str, Any]) -> None:
+    (gpu_conv2d if result.get("device") == "cuda" else layers).finish(result)
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    return (gpu_conv2d if result.get("device") == "cuda" else layers).tables(result)

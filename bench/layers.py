@@ -22,7 +22,7 @@ LAST = "torch channels_last"
 def algorithms(operation: str) -> list[registry.Algorithm]:
     """Those of ai3 that this machine can run, built and loaded."""
     core.load()
-    registry.prepare([operation])
+    registry.prepare([(operation, "cpu")])
     unavailable = registry.system().platforms
     return [a for a in registry.of_operation(operation) if a.platform != "torch" and unavailable[a.platform] is None]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._inductor.codecache import PyCodeCache
 
-from . import machine, memory, peers, timing
+from . import gpu_models, machine, memory, peers, timing
 from .table import Table, number
 
 MODELS = (
@@ -29,6 +29,7 @@ MODELS = (
     "vgg16",
     "vit_b_16",
 )
+BATCHES = (1, 10)
 ROUNDS = 10
 _SPARE = 1.5 * 2**30
 _COPIES = 5
@@ -38,15 +39,19 @@ RATIOS = {"ratio": peers.COMPILED, "ratio converted": peers.CONVERTED}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--batch", nargs="+", type=int, default=(1, 10))
-    parser.add_argument("--without", nargs="+", choices=[p.name for p in peers.PEERS], default=(), help="peers")
+    parser.add_argument("--batch", nargs="+", type=int, help="1 and 10; on a GPU also 64")
+    parser.add_argument("--without", nargs="+", default=(), metavar="SIDE", help="sides to leave out")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    gpu_models.add_arguments(parser)
 
 
 def describe(given: argparse.Namespace) -> dict[str, object]:
+    if given.device == "cuda":
+        return gpu_models.describe(given)
     reason = memory.unmeasurable()
     return {
         "models": list(given.models),
-        "batches": list(given.batch),
+        "batches": list(given.batch or BATCHES),
         "sides": peers.describe(given.without),
         "relative error": "max|y - reference| / max|reference|, the reference being eager in float64",
         "extra memory MiB": reason
@@ -57,7 +62,10 @@ def describe(given: argparse.Namespace) -> dict[str, object]:
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each batch and network: milliseconds of each side, and of those that have none the reason."""
-    for batch in given.batch:
+    if given.device == "cuda":
+        yield from gpu_models.measure(given)
+        return
+    for batch in given.batch or BATCHES:
         for name in given.models:
             print(f"{name}, batch {batch}", file=sys.stderr)
             row = _row(name, batch, given.rounds, given.without)
@@ -148,11 +156,20 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | No
 
 
 def finish(result: dict[str, Any]) -> None:
+    if is_on_gpu(result):
+        gpu_models.finish(result)
+        return
     result["geometric mean"] = summary(result["rows"])
+
+
+def is_on_gpu(result: Mapping[str, Any]) -> bool:
+    return result.get("device") == "cuda"
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """Times with ratios, errors, and memory."""
+    if is_on_gpu(result):
+        return gpu_models.tables(result)
     rows, sides = result["rows"], list(result["sides"])
     threads = f"{result['threads']} threads of {result['cpu']} ({result['isa']})"
     header = ["network", "batch", *sides, "best peer", "ai3 / best", "convert / best"]

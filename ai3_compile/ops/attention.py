@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from ..backends import abi
 from ..selection import OpSpec, TensorSpec
 from . import attention_graph
 from .base import Attributes, Operation, hint, spec_of
 
 if TYPE_CHECKING:
-    from ..backends import abi
     from ..registry import Algorithm
 
 aten = torch.ops.aten
@@ -90,14 +90,12 @@ class Attention(Operation):
         return tuple(arguments[name] for name in ("query", "key", "value", *_TERMS, *_SETTINGS))
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
-        from ..backends.cpp import tensor_of
-
-        args.key, args.value = tensor_of(spec.key.shape), tensor_of(spec.value.shape)
-        args.input, args.output = tensor_of(spec.input_shape), tensor_of(spec.output_shape)
+        args.key, args.value = abi.tensor_of(spec.key.shape), abi.tensor_of(spec.value.shape)
+        args.input, args.output = abi.tensor_of(spec.input_shape), abi.tensor_of(spec.output_shape)
         scores = (*spec.input_shape[:-1], spec.key.shape[-2])
         for name in _TERMS:
             if getattr(spec, name) is not None:
-                setattr(args, f"score_{name}", tensor_of(scores))
+                setattr(args, f"score_{name}", abi.tensor_of(scores))
         args.scale, args.is_causal, args.masked_is_zero = (getattr(spec, name) for name in _SETTINGS)
 
     def fake(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:

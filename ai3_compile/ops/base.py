@@ -37,6 +37,8 @@ class Operation(ABC):
     default: ClassVar[str]
     """The selector that `default` stands for."""
     default_reason: ClassVar[str]
+    default_on_gpu: ClassVar[str | None] = None
+    """The same on GPUs, where it is another."""
     modules: ClassVar[tuple[type[torch.nn.Module], ...]]
     """The modules of torch.nn that do nothing but this operation; none where it is a function alone."""
     only_described: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +53,10 @@ class Operation(ABC):
     @abstractmethod
     def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
         """The input, weight and bias of a node that `match` has recognised."""
+
+    def default_on(self, device: str) -> str:
+        """The selector that `default` stands for on this type of device."""
+        return self.default_on_gpu if device == "cuda" and self.default_on_gpu else self.default
 
     def emit(self, node: Node, spec: OpSpec, algorithm: Algorithm, is_static: Callable[[Node], bool]) -> Node:
         """Inserts ai3's operation before `node` and returns it; it computes what `node` computes."""
@@ -137,7 +143,8 @@ class Operation(ABC):
         if output_shape is None:
             return None
         described = self.described(tuple(weight_shape or ()), has_bias, dtype, attributes)
-        return OpSpec(self.name, name, shape, output_shape, dtype, device, tuple(described.items()))
+        tf32 = allows_tf32(self.name, dtype, device)
+        return OpSpec(self.name, name, shape, output_shape, dtype, device, tuple(described.items()), tf32)
 
     def described(
         self, weight_shape: tuple[int, ...], has_bias: bool, dtype: torch.dtype, attributes: Mapping[str, Any]
@@ -208,8 +215,19 @@ def spec_of(operation: str, node: Node, source: Node, attributes: dict[str, Any]
         dtype=value.dtype,
         device=value.device.type,
         attributes=tuple(attributes.items()),
+        allow_tf32=allows_tf32(operation, value.dtype, value.device.type),
         **fields,
     )
+
+
+def allows_tf32(operation: str, dtype: torch.dtype, device: str) -> bool:
+    """Whether PyTorch's settings let an operation round products of float32 to TF32: those of cuDNN for convolutions,
+    those of cuBLAS for others."""
+    if device != "cuda" or dtype != torch.float32:
+        return False
+    convolves = operation.startswith("conv2d")
+    settings = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return settings.fp32_precision == "tf32"
 
 
 def module_path(node: Node) -> str:

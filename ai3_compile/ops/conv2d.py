@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
+from ..backends import abi
 from ..errors import PrologueGradientError
 from ..selection import OpSpec, TensorSpec
 from . import activations
@@ -24,9 +25,6 @@ from .base import (
     tensor_spec,
     window_pair,
 )
-
-if TYPE_CHECKING:
-    from ..backends import abi
 
 aten = torch.ops.aten
 
@@ -163,9 +161,7 @@ class Conv2d(Operation):
         return input, weight, bias, stride, padding, dilation, a["groups"]
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
-        from ..backends.cpp import tensor_of
-
-        args.weight = tensor_of(spec.weight.shape)
+        args.weight = abi.tensor_of(spec.weight.shape)
         args.has_bias = spec.bias is not None
         args.groups = spec.groups
         fill_window(args, spec.kernel_size, spec.stride, four_paddings(spec.padding), spec.dilation)

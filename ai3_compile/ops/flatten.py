@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
 
+from ..backends import abi
 from ..selection import OpSpec
 from .base import Attributes, Operation, shape_of, spec_of
-
-if TYPE_CHECKING:
-    from ..backends import abi
 
 aten = torch.ops.aten
 _RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
@@ -80,9 +78,7 @@ class Flatten(Operation):
         return arguments["input"], *(arguments[name] for name in _DIMS)
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
-        from ..backends.cpp import tensor_of
-
-        args.output = tensor_of((math.prod(spec.output_shape),))
+        args.output = abi.tensor_of((math.prod(spec.output_shape),))
 
     def fake(self, input: torch.Tensor, start_dim: int, end_dim: int, algorithm: int) -> torch.Tensor:
         start, end = start_dim % input.dim(), end_dim % input.dim()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
+from ..backends import abi
 from ..selection import OpSpec, TensorSpec
 from . import activations
 from .base import Attributes, Operation, spec_of, tensor_spec
-
-if TYPE_CHECKING:
-    from ..backends import abi
 
 aten = torch.ops.aten
 
@@ -88,9 +86,7 @@ class Linear(Operation):
         return arguments["input"], arguments["weight"], arguments["bias"]
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
-        from ..backends.cpp import tensor_of
-
-        args.weight = tensor_of(spec.weight.shape)
+        args.weight = abi.tensor_of(spec.weight.shape)
         args.has_bias = spec.bias is not None
 
     def fake(self, input: torch.Tensor, weight: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:  # type: ignore[override]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
 
+from ..backends import abi
 from ..selection import OpSpec
 from .base import Attributes, Operation, spec_of
-
-if TYPE_CHECKING:
-    from ..backends import abi
 
 aten = torch.ops.aten
 
@@ -62,12 +60,10 @@ class Relu(Operation):
         return (arguments["input"],)
 
     def fill(self, spec: OpSpec, args: abi.Args) -> None:
-        from ..backends.cpp import tensor_of
-
         count = 1
         for size in spec.input_shape:
             count *= size
-        args.input, args.output = tensor_of((count,)), tensor_of((count,))
+        args.input, args.output = abi.tensor_of((count,)), abi.tensor_of((count,))
 
     def fake(self, input: torch.Tensor, algorithm: int) -> torch.Tensor:
         return torch.empty_like(input)

@@ -1,11 +1,12 @@
 """The graph passes over ATen graphs, in the order they run: select, fold, fuse, prologue, decompose, copies, layout,
-concat, sequence."""
+concat, plans, sequence."""
 
 from __future__ import annotations
 
 from torch.fx import Graph
 
-from . import concat, copies, decompose, fold, fuse, layout, prologue, select, sequence
+from .. import on_gpu
+from . import concat, copies, decompose, fold, fuse, layout, plans, prologue, select, sequence
 from .context import Context
 from .left import left_to_torch
 
@@ -18,6 +19,7 @@ PASSES = (
     copies.run,
     layout.run,
     concat.run,
+    plans.run,
     sequence.run,
 )
 
@@ -25,6 +27,9 @@ PASSES = (
 def run(graph: Graph, context: Context) -> None:
     """Runs every pass on a graph, in place; the graph is lint-free after each of them."""
     for step in PASSES:
+        if step is sequence.run:
+            # Before operations are joined.
+            context.report.calls = on_gpu.calls_of(graph) if context.is_inference else []
         step(graph, context)
 
 

@@ -23,7 +23,7 @@ def run(graph: Graph, context: Context) -> None:
     for node in graph.nodes:
         specs = (operation.match(node) for operation in OPERATIONS.values()) if node.op == "call_function" else ()
         found.extend((node, spec) for spec in specs if spec is not None)
-    registry.prepare({spec.operation for _, spec in found})
+    registry.prepare((spec.operation, spec.device) for _, spec in found)
 
     _note_swapped(graph, context)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -79,7 +79,7 @@ def decide(context: Context, index: int, spec: OpSpec) -> Decision:
         text,
         registry.known(),
         context.system,
-        default=registry.default_of(spec.operation),
+        default=registry.default_of(spec.operation, spec.device),
         strict=context.policy.strict,
         measured=tuning.times(spec, in_graph=True) if "auto" in text.split("|") else None,
         max_workspace=context.policy.max_workspace,

@@ -78,7 +78,7 @@ def _fits(node: Node, before: set[Node], images: set[Node]) -> bool:
         return False
     return all(
         isinstance(value, (int, float, bool, type(None)))
-        or (isinstance(value, Node) and isinstance(value.meta["val"], torch.Tensor) and value.meta["val"].is_cpu)
+        or (isinstance(value, Node) and isinstance(value.meta["val"], torch.Tensor))
         for _, value in _arguments(node)
     )
 
@@ -104,7 +104,6 @@ def _lays_out(node: Node) -> bool:
     return (
         node.kwargs.get("memory_format") is torch.channels_last
         and value.dim() == 4
-        and value.is_cpu
         and bool(node.users)
         and all(is_ai3(user, *_NAMES) for user in node.users)
     )

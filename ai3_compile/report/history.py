@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+
+from torch._guards import TracingContext
 from torch.fx import GraphModule
 
 from .rows import GraphReport, Report
@@ -10,6 +13,7 @@ _reports: list[Report] = []
 # Enough for a session; a service that compiles for ever keeps no more.
 _LIMIT = 256
 _made = 0
+_last_context: weakref.ref[TracingContext] | None = None
 
 
 def reports() -> tuple[Report, ...]:
@@ -30,8 +34,12 @@ def last_report() -> Report:
 
 
 def add(graph: GraphReport, *, continues: bool) -> None:
-    """Adds a graph: to the last report where it is the part of the same function behind a graph break."""
-    global _made
+    """Adds a graph: to the last report where it is a part of the same function, behind a graph break or split off."""
+    global _made, _last_context
+    context = TracingContext.try_get()
+    # DDPOptimizer splits what Dynamo captured, and calls the backend for each part of it.
+    continues = continues or (context is not None and _last_context is not None and _last_context() is context)
+    _last_context = None if context is None else weakref.ref(context)
     if not (continues and _reports):
         _made += 1
         _reports.append(Report())

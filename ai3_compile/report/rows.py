@@ -50,6 +50,9 @@ class Row:
         return f"{self.operation} {self.name} {shape}: {self.computed} ({self.why}); not {against}"
 
 
+_OF_GRAPHS_ON_GPUS = ("inputs", "static", "calls")
+
+
 class GraphReport:
     """The rows of one captured graph, in the order of the graph."""
 
@@ -57,6 +60,11 @@ class GraphReport:
         self.name = name
         self.rest = ""
         """What runs the operations that ai3 does not; empty where the user could not choose."""
+        self.inputs = 0
+        """How many the graph has, and which of them are weights, and the operations to run before it is captured: of
+        a graph on a GPU (on_gpu.py)."""
+        self.static: list[int] = []
+        self.calls: list[Any] = []
         self.rows: list[Row] = []
         self._nodes: dict[Node, Row] = {}
 
@@ -107,12 +115,15 @@ class GraphReport:
         self.rows.sort(key=lambda row: places[id(row)])
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "rest": self.rest, "rows": [asdict(row) for row in self.rows]}
+        fields = {name: getattr(self, name) for name in ("name", "rest", *_OF_GRAPHS_ON_GPUS)}
+        return {**fields, "rows": [asdict(row) for row in self.rows]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GraphReport:
         report = cls(data["name"])
         report.rest = data.get("rest", "")
+        for name in _OF_GRAPHS_ON_GPUS:
+            setattr(report, name, data.get(name, getattr(report, name)))
         for row in data["rows"]:
             shapes = {key: tuple(row[key]) for key in ("input_shape", "output_shape")}
             report.rows.append(Row(**{**row, **shapes}))

@@ -34,6 +34,8 @@ class OpSpec:
     dtype: torch.dtype
     device: str
     attributes: tuple[tuple[str, Any], ...] = field(default=())
+    allow_tf32: bool = False
+    """Whether products of float32 may be rounded to TF32: on GPUs, as PyTorch's settings say."""
     torch_only: str | None = None
     """Why no native algorithm can take this occurrence, whatever its shapes (its indices are used, say)."""
 

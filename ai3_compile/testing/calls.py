@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..errors import UnsupportedCallableError
 from ..ops import OPERATIONS, activations
-from ..ops.base import four_paddings, image
-from ..selection import OpSpec
+from ..ops.base import allows_tf32, four_paddings, image
+from ..selection import OpSpec, TensorSpec
 from . import cases, references
 
 DTYPES = (torch.float32, torch.float64)
@@ -68,6 +67,22 @@ class Call:
         if self.spec.operation in IMAGES and self.spec.input_shape[0] > 1:
             found.append("batch above 1")
         return [*found, self.variant] if self.variant else found
+
+
+def in_dtype(call: Call, dtype: torch.dtype, device: str) -> Call:
+    """The same call in another precision and place; PyTorch's settings there say what products may be rounded."""
+
+    def moved(t: torch.Tensor | None) -> torch.Tensor | None:
+        return None if t is None else t.to(device, dtype)
+
+    input, weight, bias, residual = map(moved, call.tensors)
+    assert input is not None
+    attributes = tuple(
+        (n, replace(v, dtype=dtype) if isinstance(v, TensorSpec) else v) for n, v in call.spec.attributes
+    )
+    tf32 = allows_tf32(call.spec.operation, dtype, device)
+    spec = replace(call.spec, device=device, dtype=dtype, allow_tf32=tf32, attributes=attributes)
+    return replace(call, spec=spec, input=input, weight=weight, bias=bias, residual=residual)
 
 
 def make(
@@ -209,7 +224,7 @@ def _vary(call: Call, layout: str) -> Call | None:
         input = input.contiguous(memory_format=torch.channels_last)
     name, operation = call.spec.name, call.spec.operation
     varied = make(operation, name, call.attributes, input, weight, call.bias)
-    return None if varied is None else dataclasses.replace(varied, variant=layout)
+    return None if varied is None else replace(varied, variant=layout)
 
 
 def _strided(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .. import core, registry
-from ..backends import cpp
+from ..backends import native
 from ..errors import OptionValueError
 from . import harness, references
 from .calls import CHANNELS_LAST, IMAGES, Call, require_cases
@@ -216,7 +216,7 @@ def _memory(algorithm: registry.Algorithm, call: Call) -> tuple[int | None, int 
     if algorithm.platform != "cpp":
         return None, None
     table = harness.table_of(algorithm)
-    args = cpp.args_of(call.spec, table.flags)
+    args = native.args_of(call.spec, table.flags)
     workspace = table.workspace_bytes(args) if table.workspace_bytes else 0
     return workspace, table.packed_bytes(args) if table.packed_bytes else 0
 

@@ -9,23 +9,25 @@ from collections.abc import Callable
 import torch
 
 from .. import registry
-from ..backends import abi, cpp
+from ..backends import abi, gpu, native
 from ..errors import KernelMemoryError
 from ..selection import OpSpec
 
 GUARD = 256
+ALIGNMENT = 256
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 PATTERN = 0xA5
-# As an element of float32 or float64: a NaN that no arithmetic makes.
+# As an element of any float: a NaN that no arithmetic makes.
 UNWRITTEN = 0xFF
 
 
 class Guarded:
-    """Unwritten bytes on a 64-byte boundary between guards; `check` fails where something was written around them."""
+    """Unwritten bytes on an aligned boundary between guards; `check` fails where something was written around them."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, device: torch.device | str = "cpu") -> None:
         self.name, self.size = name, size
-        self.bytes = torch.full((size + 2 * GUARD + 64,), PATTERN, dtype=torch.uint8)
-        self.start = GUARD + (-(self.bytes.data_ptr() + GUARD)) % 64
+        self.bytes = torch.full((size + 2 * GUARD + ALIGNMENT,), PATTERN, dtype=torch.uint8, device=device)
+        self.start = GUARD + (-(self.bytes.data_ptr() + GUARD)) % ALIGNMENT
         self.address = self.bytes.data_ptr() + self.start
         self.bytes[self.start : self.start + size] = UNWRITTEN
 
@@ -41,7 +43,7 @@ class Guarded:
 
     def check_written(self, dtype: torch.dtype, row: int, part: slice) -> None:
         """Of every `row` elements those of `part` have been written and no other: the rest is still as it was made."""
-        rows = self.view(torch.int64 if dtype.itemsize == 8 else torch.int32).reshape(-1, row)
+        rows = self.view(_BITS[dtype.itemsize]).reshape(-1, row)
         if not bool((rows[:, : part.start] == -1).all() and (rows[:, part.stop :] == -1).all()):
             raise KernelMemoryError(buffer=self.name, what="written between its pixels")
         bits = rows[:, part].flatten()
@@ -72,8 +74,14 @@ def algorithms(operation: str) -> list[registry.Algorithm]:
     return [a for a in registry.of_operation(operation) if a.platform == "cpp"]
 
 
+def native_platform(algorithm: registry.Algorithm) -> native.NativePlatform:
+    platform = registry.platforms()[algorithm.platform]
+    assert isinstance(platform, native.NativePlatform)
+    return platform
+
+
 def table_of(algorithm: registry.Algorithm) -> abi.Kernel:
-    return cpp.PLATFORM.table(algorithm)
+    return native_platform(algorithm).table(algorithm)
 
 
 def run_kernel(
@@ -90,26 +98,31 @@ def run_kernel(
     prologue: tuple[torch.Tensor, torch.Tensor, int] | None = None,
     in_place: bool = False,
     threads: int = 3,
+    allow_tf32: bool = False,
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
     `layout` is the one of the table's to use, where it has both; the preferred one if not given. `beside` are channels
     before and behind the output's own, where it is a slice of a larger image; `within` are those of the input, all NaN;
     `prologue` is a scale and a shift [C] and the number of an activation; with `in_place` the residual lies where the
-    output is written; `threads` is how many the algorithm is told that there are. Raises KernelMemoryError where memory
+    output is written; `threads` is how many the algorithm is told that there are. On a GPU the tensors are on it, and
+    the residual and the activation are those that the algorithm `fuses`. Raises KernelMemoryError where memory
     is written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
     fails with.
     """
     flags = table.flags if layout is None else layout
     channels_last = bool(flags & abi.NHWC) and input.dim() == 4
-    args = cpp.args_of(spec, flags)
+    args = native.args_of(spec, flags)
+    if input.is_cuda:
+        gpu.set_device(args).stream = torch.cuda.current_stream().cuda_stream
+        args.allow_tf32 = allow_tf32
     size = input.element_size()
     buffers: list[Guarded] = []
     failures: list[str] = []
     runs_on = runtime(failures, threads)
 
     def guarded(name: str, size_in_bytes: int, data: torch.Tensor | None = None) -> Guarded:
-        buffer = Guarded(name, size_in_bytes)
+        buffer = Guarded(name, size_in_bytes, "cpu" if name == "plan" else input.device)
         if data is not None:
             flat = data.permute(0, 2, 3, 1) if data.dim() == 4 and name != "weight" and channels_last else data
             buffer.view(data.dtype).copy_(flat.reshape(-1))
@@ -122,7 +135,7 @@ def run_kernel(
         pixels_of = held.view(input.dtype).reshape(n, h, w, c + sum(within))
         pixels_of[..., within[0] : within[0] + c] = input.permute(0, 2, 3, 1)
         args.input.data = held.address + within[0] * size
-        args.input.stride[:4] = cpp.tensor_of((n, c + sum(within), h, w), channels_last).stride[:4]
+        args.input.stride[:4] = abi.tensor_of((n, c + sum(within), h, w), channels_last).stride[:4]
     else:
         args.input.data = guarded("input", input.numel() * size, input).address
     if prologue is not None:
@@ -136,7 +149,7 @@ def run_kernel(
     args.output.data = output.address + beside[0] * size
     if any(beside):
         n, _, h, w = spec.output_shape
-        args.output.stride[:4] = cpp.tensor_of((n, width, h, w), channels_last).stride[:4]
+        args.output.stride[:4] = abi.tensor_of((n, width, h, w), channels_last).stride[:4]
     args.activation = activation
     args.runtime = ctypes.pointer(runs_on)
     if weight is not None:
@@ -144,7 +157,7 @@ def run_kernel(
     if bias is not None:
         args.bias, args.has_bias = guarded("bias", bias.numel() * size, bias).address, 1
     if residual is not None:
-        args.residual = cpp.tensor_of(spec.output_shape, channels_last)
+        args.residual = abi.tensor_of(spec.output_shape, channels_last)
         args.residual.data = args.output.data
         if not in_place:
             args.residual.data = guarded("residual", residual.numel() * size, residual).address
@@ -162,6 +175,8 @@ def run_kernel(
     scratch = ("output", "packed", "plan", "workspace")
     inputs = {b.name: b.bytes.clone() for b in buffers if b.name not in scratch}
     table.run(args)
+    if input.is_cuda:
+        torch.cuda.synchronize()
     for buffer in buffers:
         buffer.check()
         if buffer.name in inputs and not torch.equal(buffer.bytes, inputs[buffer.name]):

@@ -2,7 +2,7 @@
 #include <utility>
 #include <vector>
 
-#include "core.h"
+#include "device.h"
 
 namespace ai3 {
 namespace {
@@ -23,8 +23,9 @@ Tensor empty_attended(const Tensor& query, int64_t width) {
   }
   int32_t dtype = 0;
   AI3_CALL(aoti_torch_get_dtype(query.get(), &dtype));
+  const Place place = place_of(query);
   AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch_empty_strided(ndim, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
+  AI3_CALL(aoti_torch_empty_strided(ndim, sizes.data(), strides.data(), dtype, place.type, place.index, &made));
   return Tensor(made);
 }
 
@@ -81,7 +82,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
   const OptionalTensor terms[] = {bias ? OptionalTensor(dense_rows(*bias)) : bias,
                                   mask ? OptionalTensor(dense_rows(*mask)) : mask};
   ai3_args args{};
-  args.dtype = dtype_of(query);
+  set_device(args, kernel, query, true);
   args.input = any_view(q);
   args.key = any_view(k);
   args.value = any_view(v);

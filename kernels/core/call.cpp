@@ -1,9 +1,10 @@
 // One call of an algorithm: layout, output, workspace, the profiler's label, and the epilogue it leaves to us.
 #include <ai3/activation.h>
 
+#include <atomic>
 #include <mutex>
 
-#include "core.h"
+#include "device.h"
 
 namespace ai3 {
 namespace {
@@ -136,7 +137,7 @@ ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable) {
 Tensor set_input(ai3_args& args, const LoadedKernel& kernel, const Tensor& input, bool channels_last) {
   AI3_CHECK(args.has_prologue == 0 || (kernel.table->flags & AI3_PROLOGUE) != 0, kernel.label,
             " cannot apply a batch norm to its input");
-  args.dtype = dtype_of(input);
+  set_device(args, kernel, input);
   const bool takes_slices = channels_last && (kernel.table->flags & AI3_STRIDED_INPUT) != 0;
   if (const int64_t stride = takes_slices ? pixel_stride(input) : 0; stride > 0) {
     args.input = image_view(input, true, false);
@@ -182,24 +183,54 @@ void add_and_activate(int64_t count, void* out, const void* residual, ai3_activa
       &task));
 }
 
+std::atomic<int64_t> epilogue_of_device{0};
+
+// Adds the residual and applies the activation behind an algorithm on a GPU that does not.
+void add_and_activate_on_device(const ai3_args& args, int64_t elements) {
+  const LoadedKernel& kernel = find_kernel(epilogue_of_device);
+  ai3_args flat = args;
+  // Rows of channels, where the output is some of an image's; else one.
+  const bool sliced =
+      args.output.ndim == 4 && args.output.stride[1] == 1 && args.output.stride[3] > args.output.size[1];
+  const int64_t columns = sliced ? args.output.size[1] : elements;
+  for (ai3_tensor* t : {&flat.output, &flat.residual}) {
+    if (t->data == nullptr) continue;
+    *t = {t->data, 2, {elements / columns, columns}, {sliced ? t->stride[3] : columns, 1}};
+  }
+  kernel.table->run(&flat);
+}
+
 void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t elements) {
   const ai3_kernel* table = kernel.table;
+  const OnDevice guard(args);
   const std::shared_ptr<void> plan = prepare_plan(kernel, id, args);
   args.plan = plan.get();
   Runtime runtime(is_alone ? 1 : static_cast<int32_t>(torch::stable::get_num_threads()));
   args.runtime = &runtime;
-  args.workspace = table->workspace_bytes == nullptr ? nullptr : workspace(table->workspace_bytes(&args));
-  const bool has_epilogue = (table->flags & AI3_EPILOGUE) != 0;
+  const bool has_epilogue = (table->flags & AI3_EPILOGUE) != 0 && (table->fuses == nullptr || table->fuses(&args) != 0);
   ai3_args plain = args;
   if (!has_epilogue) {
     plain.residual = ai3_tensor{};
     plain.has_residual = 0;
     plain.activation = AI3_IDENTITY;
   }
+  OptionalTensor scratch;  // of a GPU; on the CPU the thread keeps it
+  if (table->workspace_bytes != nullptr) {
+    const size_t bytes = table->workspace_bytes(&plain);
+    if (!kernel.is_cuda) {
+      plain.workspace = workspace(bytes);
+    } else if (bytes > 0) {
+      scratch = device_bytes(args, bytes);
+      plain.workspace = scratch->mutable_data_ptr();
+    }
+  }
   table->run(&plain);
   AI3_CHECK(!runtime.failed, kernel.label, ": ", runtime.failure);
-  if (has_epilogue) return;
-  if (args.has_residual != 0 || args.activation != AI3_IDENTITY) {
+  if (has_epilogue || (args.has_residual == 0 && args.activation == AI3_IDENTITY)) return;
+  if (kernel.is_cuda) {
+    add_and_activate_on_device(args, elements);
+    AI3_CHECK(!runtime.failed, kernel.label, ": its epilogue: ", runtime.failure);
+  } else {
     (args.dtype == AI3_FLOAT64 ? add_and_activate<double> : add_and_activate<float>)(elements, args.output.data,
                                                                                      args.residual.data,
                                                                                      args.activation);
@@ -225,9 +256,10 @@ Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool
   // Not by torch::stable::empty, which goes through the dispatcher by name and takes as long as a small layer.
   int32_t dtype = 0;
   AI3_CALL(aoti_torch_get_dtype(like.get(), &dtype));
+  const Place place = place_of(like);
   AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch_empty_strided(4 - skipped, sizes.data() + skipped, strides.data() + skipped, dtype,
-                                    aoti_torch_device_type_cpu(), 0, &made));
+  AI3_CALL(aoti_torch_empty_strided(4 - skipped, sizes.data() + skipped, strides.data() + skipped, dtype, place.type,
+                                    place.index, &made));
   return Tensor(made);
 }
 
@@ -302,7 +334,8 @@ void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& inp
   AI3_CHECK(input.dim() == 4 && image.dim() == 4, op, ": expected an input and an output of 4 dimensions, got ",
             input.dim(), " and ", image.dim());
   AI3_CHECK(image.scalar_type() == input.scalar_type(), op, ": output and input have different dtypes");
-  AI3_CHECK(image.is_cpu(), op, ": the output is not on the CPU, where the input is");
+  const Place there = place_of(image), here = place_of(input);
+  AI3_CHECK(there == here, op, ": the output is on ", name_of(there), ", and the input on ", name_of(here));
   AI3_CHECK(image.size(0) == input.size(0) && image.size(2) == out_h && image.size(3) == out_w, op, ": an output of ",
             image.size(0), " images of ", image.size(2), "x", image.size(3), " does not fit a result of ",
             input.size(0), " images of ", out_h, "x", out_w);
@@ -333,3 +366,9 @@ void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args) {
 }
 
 }  // namespace ai3
+
+extern "C" {
+
+// The id of what adds residuals and applies activations on GPUs.
+AI3_EXPORT void ai3_core_set_epilogue(int64_t id) { ai3::epilogue_of_device = id; }
+}

@@ -60,6 +60,7 @@ Buffer allocate(size_t bytes);
 struct LoadedKernel {
   const ai3_kernel* table;
   std::string label;  // "ai3::conv2d[winograd@cpp]", shown by torch.profiler
+  bool is_cuda;       // else it runs on the CPU
 };
 
 // The loaded algorithm of this id; asks Python to load it the first time, since a compiled graph names only ids.

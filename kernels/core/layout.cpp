@@ -54,7 +54,7 @@ Tensor channels_last(const Tensor& image) {
   const int64_t channels = image.size(1);
   Tensor out = empty_image(image, {image.size(0), channels, image.size(2), image.size(3)}, true);
   const ai3_dtype dtype = dtype_of(image);
-  const bool is_known = dtype == AI3_FLOAT32 || dtype == AI3_FLOAT64;
+  const bool is_known = image.is_cpu() && (dtype == AI3_FLOAT32 || dtype == AI3_FLOAT64);
   if (is_known && 2 <= channels && channels <= 4 && image.is_contiguous() && image.numel() > 0) {
     (dtype == AI3_FLOAT64 ? interleave<double> : interleave<float>)(image, out);
   } else {

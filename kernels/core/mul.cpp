@@ -54,7 +54,7 @@ void multiply(const Tensor& image, const Tensor& scale, const Tensor& out) {
 Tensor mul(const Tensor& a, const Tensor& b) {
   const bool first = scales(a, b);
   const ai3_dtype dtype = dtype_of(a);
-  if ((first || scales(b, a)) && (dtype == AI3_FLOAT32 || dtype == AI3_FLOAT64)) {
+  if (a.is_cpu() && (first || scales(b, a)) && (dtype == AI3_FLOAT32 || dtype == AI3_FLOAT64)) {
     const Tensor &image = first ? a : b, &scale = first ? b : a;
     Tensor out = empty_image(image, {image.size(0), image.size(1), image.size(2), image.size(3)}, true);
     (dtype == AI3_FLOAT64 ? multiply<double> : multiply<float>)(image, scale, out);

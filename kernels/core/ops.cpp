@@ -1,16 +1,18 @@
-// The operations ai3 registers with PyTorch: schemas and CPU implementations. Attributes are scalar ints, since a list
+// The operations ai3 registers with PyTorch: schemas and implementations. Attributes are scalar ints, since a list
 // costs a microsecond a call; `algorithm` is the id of one algorithm on one platform (ai3_compile/registry.py).
 #include <torch/csrc/stable/library.h>
 
 #include <utility>
 
+#include "device.h"
 #include "unboxed.h"
 
 namespace ai3 {
 void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
   if (!other) return;
   AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
-  AI3_CHECK(other->is_cpu(), op, ": ", what, " is not on the CPU, where the input is");
+  const Place there = place_of(*other), here = place_of(input);
+  AI3_CHECK(there == here, op, ": ", what, " is on ", name_of(there), ", and the input on ", name_of(here));
 }
 
 void check_image(const char* op, const Tensor& input) {
@@ -192,7 +194,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   const OptionalTensor dense_bias = contiguous(bias);
   const OptionalTensor dense_residual = contiguous(residual);
   ai3_args args{};
-  args.dtype = dtype_of(input);
+  set_device(args, kernel, input, true);
   args.input = contiguous_view(const_cast<void*>(in.const_data_ptr()), {rows, weight.size(1)});
   args.weight = contiguous_view(nullptr, {weight.size(0), weight.size(1)});
   args.output = contiguous_view(result.mutable_data_ptr(), {rows, weight.size(0)});
@@ -226,7 +228,7 @@ Tensor relu(const Tensor& input, int64_t algorithm) {
   Tensor in = same_order ? input : torch::stable::empty_like(input);
   if (!same_order) torch::stable::copy_(in, input);
   ai3_args args{};
-  args.dtype = dtype_of(input);
+  set_device(args, kernel, input);
   args.input = contiguous_view(const_cast<void*>(in.const_data_ptr()), {in.numel()});
   args.output = contiguous_view(result.mutable_data_ptr(), {in.numel()});
   check_supported(kernel, args);
@@ -250,7 +252,7 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
   }
   Tensor result = torch::stable::new_empty(input, sizes);
   ai3_args args{};
-  args.dtype = dtype_of(input);
+  set_device(args, kernel, input);
   args.input = any_view(input);
   args.output = contiguous_view(result.mutable_data_ptr(), {result.numel()});
   check_supported(kernel, args);
@@ -332,8 +334,15 @@ STABLE_TORCH_LIBRARY(ai3, m) {
   // Called by the core library, implemented in Python (ai3_compile/core.py).
   m.def("_load_algorithm(int algorithm) -> ()");
   m.def("_watch_weight(Tensor weight) -> ()");
+  m.def(
+      "_fold(Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, Tensor bn_mean, Tensor bn_var, "
+      "float bn_eps) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) {
+  for (const ai3::Registered& registered : ai3::kOperations) m.impl(registered.operation.name.data(), registered.boxed);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ai3, CUDA, m) {
   for (const ai3::Registered& registered : ai3::kOperations) m.impl(registered.operation.name.data(), registered.boxed);
 }

@@ -1,7 +1,8 @@
-// The cache of packed weights and of plans. A stale pack is a wrong answer, so an entry is used only while its weight
+// The cache of packed weights. A stale pack is a wrong answer, so an entry is used only while its weight
 // is the same storage, unchanged by its version counter, with no optimizer step in between (fused ones raise no
 // version). What else was folded in is compared by value: batch norm updates its statistics without raising their
-// versions.
+// versions. On a GPU that would wait for the device: there it is the same while it is the same memory, and refresh()
+// looks at its versions. There packs are also made anew in place, as a captured graph reads them where they were.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -11,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core.h"
+#include "device.h"
 
 namespace ai3 {
 namespace {
@@ -44,13 +45,25 @@ void watch(const Tensor& weight) {
   AI3_CALL(torch_call_dispatcher("ai3::_watch_weight", "", stack, TORCH_ABI_VERSION));
 }
 
+// What an entry of a GPU is made anew from, and its memory.
+struct OfDevice {
+  const LoadedKernel* kernel;
+  ai3_args args;
+  Tensor weight;  // aliases
+  OptionalTensor bias;
+  std::optional<BatchNorm> norm;
+  std::vector<int64_t> versions;  // of bias and norm
+  std::optional<Tensor> packed;
+};
+
 struct Entry {
   int64_t id, variant, epoch, version;
   std::vector<int64_t> sizes, strides;  // of the weight: a view of the same storage is another weight
   std::vector<char> folded;             // the values of bias and batch norms that were folded in
   std::optional<Tensor> source;         // an alias of the weight
   std::optional<Tensor> weight, bias;
-  Buffer packed, prologue;  // prologue: scales and shifts
+  Buffer packed, prologue;           // prologue: scales and shifts
+  std::unique_ptr<OfDevice> device;  // null on the CPU
 };
 
 std::mutex mutex;
@@ -105,7 +118,8 @@ OptionalTensor contiguous_or_none(const OptionalTensor& t) {
   return t ? OptionalTensor(as_contiguous(*t)) : std::nullopt;
 }
 
-// Visits the bytes of everything that is folded into the weight or prepared with it, and a mark for what is absent.
+// Visits the bytes of everything that is folded into the weight or prepared with it, on a GPU its address, and a mark
+// for what is absent.
 template <typename Visit>
 bool visit_folded(const WeightSource& source, Visit visit) {
   const OptionalTensor none;
@@ -118,9 +132,11 @@ bool visit_folded(const WeightSource& source, Visit visit) {
          {norm == source.norm ? &source.bias : &none, &norm->weight, &norm->bias, &norm->mean, &norm->var}) {
       const char present = t->has_value();
       if (!visit(&present, 1)) return false;
-      if (present && !visit(static_cast<const char*>((*t)->const_data_ptr()), (*t)->numel() * (*t)->element_size())) {
-        return false;
-      }
+      if (!present) continue;
+      const void* data = (*t)->const_data_ptr();
+      const bool same = (*t)->is_cpu() ? visit(static_cast<const char*>(data), (*t)->numel() * (*t)->element_size())
+                                       : visit(reinterpret_cast<const char*>(&data), sizeof data);
+      if (!same) return false;
     }
   }
   return true;
@@ -138,7 +154,85 @@ bool same_folded(const WeightSource& source, const std::vector<char>& folded) {
          at == folded.size();
 }
 
+// Folded in double by PyTorch, through Python: once a weight.
+std::pair<Tensor, Tensor> fold_on_device(const Tensor& weight, const OptionalTensor& bias, const BatchNorm& norm) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  StableIValue stack[] = {from(weight),     from(bias),      from(norm.weight), from(norm.bias),
+                          from(*norm.mean), from(*norm.var), from(norm.eps)};
+  AI3_CALL(torch_call_dispatcher("ai3::_fold", "", stack, TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+std::vector<int64_t> versions_of(const OfDevice& of) {
+  std::vector<int64_t> versions;
+  const auto add = [&](const OptionalTensor& t) {
+    if (t) versions.push_back(call_int("aten::_version", *t));
+  };
+  if (!of.norm) return versions;
+  for (const OptionalTensor* t : {&of.bias, &of.norm->weight, &of.norm->bias, &of.norm->mean, &of.norm->var}) add(*t);
+  return versions;
+}
+
+// Makes what a GPU's entry holds, where it lies already.
+void fill_on_device(Entry& entry) {
+  OfDevice& of = *entry.device;
+  const OnDevice guard(of.args);
+  entry.weight = as_contiguous(of.weight);
+  if (of.norm) {
+    auto [weight, bias] = fold_on_device(*entry.weight, of.bias, *of.norm);
+    entry.weight = weight;
+    if (entry.bias) {
+      torch::stable::copy_(*entry.bias, bias);
+    } else {
+      entry.bias = bias;
+    }
+  }
+  const ai3_kernel* table = of.kernel->table;
+  ai3_args shaped = of.args;
+  shaped.weight.data = const_cast<void*>(entry.weight->const_data_ptr());
+  const size_t bytes = table->packed_bytes == nullptr ? 0 : table->packed_bytes(&shaped);
+  if (bytes > 0) {
+    std::string failure;
+    struct Runtime : ai3_runtime {
+      std::string* failure;
+    } runtime{
+        {0, nullptr,
+         [](const ai3_runtime* self, const char* message) { *static_cast<const Runtime*>(self)->failure = message; }},
+        &failure};
+    shaped.runtime = &runtime;
+    if (!of.packed) of.packed = device_bytes(shaped, bytes);
+    table->pack(&shaped, of.packed->mutable_data_ptr());
+    AI3_CHECK(failure.empty(), of.kernel->label, ": packing the weight: ", failure);
+    packs_made.fetch_add(1, std::memory_order_relaxed);
+    entry.weight.reset();  // only the packed copy is read again
+  } else if (of.norm || entry.weight->const_data_ptr() != of.weight.const_data_ptr()) {
+    if (of.packed) {
+      torch::stable::copy_(*of.packed, *entry.weight);
+    } else {
+      of.packed = entry.weight;
+    }
+    entry.weight = of.packed;
+  }
+}
+
+std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai3_args& args,
+                                            const WeightSource& source) {
+  AI3_CHECK(source.prologue == nullptr, kernel.label, " cannot apply a batch norm to its input");
+  auto entry = std::make_shared<Entry>();
+  const auto alias = [](const OptionalTensor& t) { return t ? OptionalTensor(alias_of(*t)) : std::nullopt; };
+  std::optional<BatchNorm> norm;
+  if (const BatchNorm* n = source.norm) {
+    norm = BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps};
+  }
+  entry->device.reset(new OfDevice{&kernel, args, alias_of(source.weight), alias(source.bias), norm, {}, {}});
+  entry->device->versions = versions_of(*entry->device);
+  fill_on_device(*entry);
+  return entry;
+}
+
 std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& args, const WeightSource& source) {
+  if (kernel.is_cuda) return make_entry_on_device(kernel, args, source);
   auto entry = std::make_shared<Entry>();
   entry->weight = torch::stable::contiguous(source.weight);
   entry->bias = source.bias;
@@ -171,6 +265,7 @@ PreparedWeight prepared(std::shared_ptr<Entry> entry, const ai3_args& args, cons
   const OptionalTensor& bias = source.norm != nullptr ? entry->bias : source.bias;
   if (bias) result.bias = bias->const_data_ptr();
   result.packed = entry->packed.get();
+  if (entry->device != nullptr && !entry->weight) result.packed = entry->device->packed->const_data_ptr();
   if (source.prologue != nullptr) {
     const int64_t bytes = source.prologue->mean->numel() * (args.dtype == AI3_FLOAT64 ? 8 : 4);
     result.prologue_scale = entry->prologue.get();
@@ -233,9 +328,19 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     return prepared(std::move(found), args, source);
   }
 
+  // An inference tensor has no version counter, so a change of it could not be seen. What is made while a graph is
+  // captured is made at every replay.
+  const bool keeps = !is_inference(source.weight) && !is_capturing(args);
+  if (found != nullptr && found->device != nullptr && keeps) {
+    found->device->args.stream = args.stream;
+    fill_on_device(*found);
+    found->epoch = now;
+    found->version = call_int("aten::_version", source.weight);
+    found->device->versions = versions_of(*found->device);
+    return prepared(std::move(found), args, source);
+  }
   auto entry = make_entry(kernel, args, source);
-  // An inference tensor has no version counter, so a change of it could not be seen.
-  if (is_inference(source.weight)) return prepared(std::move(entry), args, source);
+  if (!keeps) return prepared(std::move(entry), args, source);
   entry->id = id;
   entry->variant = variant;
   entry->epoch = now;
@@ -247,7 +352,7 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     entry->folded.insert(entry->folded.end(), bytes, bytes + count);
     return true;
   });
-  if (packs_weight) entry->weight.reset();  // only the packed copy is read again
+  if (packs_weight && entry->device == nullptr) entry->weight.reset();  // only the packed copy is read again
   watch(source.weight);
   {
     std::lock_guard lock(mutex);
@@ -256,78 +361,6 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     bucket.push_back(entry);
   }
   return prepared(std::move(entry), args, source);
-}
-
-namespace {
-
-struct PlanKey {
-  int64_t values[24];
-  bool operator==(const PlanKey& other) const { return std::memcmp(values, other.values, sizeof values) == 0; }
-};
-
-struct PlanHash {
-  size_t operator()(const PlanKey& key) const {
-    uint64_t h = 1469598103934665603ull;
-    for (int64_t v : key.values) h = (h ^ static_cast<uint64_t>(v)) * 1099511628211ull;
-    return h;
-  }
-};
-
-// Enough for every layer of a large network; beyond it, as with image sizes that never repeat, the table starts anew.
-constexpr size_t kMaxPlanBytes = size_t{128} << 20;
-size_t plan_bytes_held = 0;
-std::mutex plan_mutex;
-std::unordered_map<PlanKey, std::shared_ptr<void>, PlanHash>& plans() {
-  static auto* map = new std::unordered_map<PlanKey, std::shared_ptr<void>, PlanHash>();
-  return *map;
-}
-
-}  // namespace
-
-std::shared_ptr<void> prepare_plan(const LoadedKernel& kernel, int64_t id, const ai3_args& a) {
-  if (kernel.table->plan_bytes == nullptr) return nullptr;
-  // Every field a plan may depend on; the batch size is not one.
-  const PlanKey key{{id,
-                     a.dtype,
-                     a.input.size[1],
-                     a.input.size[2],
-                     a.input.size[3],
-                     a.output.size[1],
-                     a.output.size[2],
-                     a.output.size[3],
-                     a.kernel_h,
-                     a.kernel_w,
-                     a.stride_h,
-                     a.stride_w,
-                     a.dilation_h,
-                     a.dilation_w,
-                     a.pad_top,
-                     a.pad_bottom,
-                     a.pad_left,
-                     a.pad_right,
-                     a.groups,
-                     a.ceil_mode,
-                     a.count_include_pad,
-                     a.divisor_override,
-                     a.input.stride[1],
-                     a.input.stride[3]}};
-  std::lock_guard lock(plan_mutex);
-  auto found = plans().find(key);
-  if (found != plans().end()) return found->second;
-  const size_t bytes = kernel.table->plan_bytes(&a);
-  std::shared_ptr<void> plan;
-  if (bytes > 0) {
-    plan = std::shared_ptr<void>(allocate(bytes).release(), FreeDeleter());
-    kernel.table->make_plan(&a, plan.get());
-  }
-  const size_t counted = bytes + sizeof(PlanKey);
-  if (plan_bytes_held + counted > kMaxPlanBytes) {
-    plans().clear();
-    plan_bytes_held = 0;
-  }
-  plan_bytes_held += counted;
-  plans().emplace(key, plan);
-  return plan;
 }
 
 }  // namespace ai3
@@ -352,6 +385,38 @@ AI3_EXPORT void ai3_core_drop_packs(const void* weight) {
 
 // Called after an optimizer step: what was packed before it is not used again.
 AI3_EXPORT void ai3_core_raise_epoch(void) { ai3::epoch.fetch_add(1, std::memory_order_acq_rel); }
+
+// Makes those packs of GPUs anew, where they lie, whose weights or what was folded into them have changed. A graph that
+// was captured does not look by itself.
+AI3_EXPORT const char* ai3_core_refresh_packs(void) {
+  thread_local std::string failure;
+  std::vector<std::shared_ptr<ai3::Entry>> entries;
+  {
+    std::lock_guard lock(ai3::mutex);
+    for (const auto& bucket : ai3::packs()) {
+      for (const auto& entry : bucket.second) {
+        if (entry->device != nullptr) entries.push_back(entry);
+      }
+    }
+  }
+  try {
+    const int64_t now = ai3::epoch.load(std::memory_order_acquire);
+    for (const auto& entry : entries) {
+      const int64_t version = ai3::call_int("aten::_version", *entry->source);
+      std::vector<int64_t> versions = ai3::versions_of(*entry->device);
+      if (entry->epoch == now && entry->version == version && entry->device->versions == versions) continue;
+      ai3::set_stream(entry->device->args);
+      ai3::fill_on_device(*entry);
+      entry->epoch = now;
+      entry->version = version;
+      entry->device->versions = std::move(versions);
+    }
+  } catch (const std::exception& error) {
+    failure = error.what();
+    return failure.c_str();
+  }
+  return nullptr;
+}
 
 AI3_EXPORT int64_t ai3_core_packs_held(void) {
   std::lock_guard lock(ai3::mutex);

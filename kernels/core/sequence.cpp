@@ -189,3 +189,4 @@ void sequence(StableIValue* stack, uint64_t, uint64_t) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ai3, m) { m.def("sequence(str program, Tensor[] tensors) -> Tensor[]"); }
 STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) { m.impl("sequence", &ai3::sequence); }
+STABLE_TORCH_LIBRARY_IMPL(ai3, CUDA, m) { m.impl("sequence", &ai3::sequence); }

@@ -242,7 +242,7 @@ void run_steps(const Program& program, Values& values) {
   constexpr size_t kMaxKnown = 64;  // of a program whose sizes never repeat they are found anew
   static const auto none = std::make_shared<const std::vector<Split>>();
   std::shared_ptr<const std::vector<Split>> splits = none;
-  if (has_batch(program, values)) {
+  if (has_batch(program, values) && values[0]->is_cpu()) {
     const std::vector<int64_t> layout = layout_of_inputs(program, values);
     Splits& all = *program.splits;
     std::unique_lock lock(all.mutex);

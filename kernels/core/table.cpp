@@ -65,7 +65,7 @@ extern "C" {
 AI3_EXPORT const char* ai3_core_source_digest(void) { return AI3_SOURCE_DIGEST; }
 
 // Null, or why the table was refused.
-AI3_EXPORT const char* ai3_core_register(int64_t id, const ai3_kernel* table, const char* label) {
+AI3_EXPORT const char* ai3_core_register(int64_t id, const ai3_kernel* table, const char* label, int is_cuda) {
   if (table->abi_version != AI3_ABI_VERSION) return "it was built for another version of ai3/kernel.h";
   if (table->run == nullptr || table->supports == nullptr) return "its table lacks run or supports";
   if ((table->flags & AI3_STRIDED_OUTPUT) != 0) {
@@ -76,13 +76,14 @@ AI3_EXPORT const char* ai3_core_register(int64_t id, const ai3_kernel* table, co
   if ((table->flags & AI3_STRIDED_INPUT) != 0 && (table->flags & AI3_NHWC) == 0) {
     return "AI3_STRIDED_INPUT needs AI3_NHWC";
   }
+  if (table->fuses != nullptr && (table->flags & AI3_EPILOGUE) == 0) return "fuses() needs AI3_EPILOGUE";
   constexpr uint32_t epilogue = AI3_NHWC | AI3_EPILOGUE;
   if ((table->flags & AI3_RESIDUAL_IN_PLACE) != 0 && (table->flags & epilogue) != epilogue) {
     return "AI3_RESIDUAL_IN_PLACE needs AI3_NHWC and AI3_EPILOGUE";
   }
   std::unique_lock lock(ai3::mutex);
   auto& slot = ai3::kernels()[id];
-  if (slot == nullptr) slot.reset(new ai3::LoadedKernel{table, label});
+  if (slot == nullptr) slot.reset(new ai3::LoadedKernel{table, label, is_cuda != 0});
   return nullptr;
 }
 }

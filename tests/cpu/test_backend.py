@@ -261,7 +261,7 @@ def test_autocast_leaves_bfloat16_to_torch_and_says_so(rest):
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
     row = next(row for row in ai3_compile.last_report() if row.name == "conv1")
     assert row.algorithm == "torch" and row.dtype == "bfloat16"
-    assert all("float" in reason for reason in row.rejected.values())
+    assert all("float" in reason for name, reason in row.rejected.items() if name.endswith("@cpp"))
 
 
 def test_max_workspace_leaves_out_what_needs_more():

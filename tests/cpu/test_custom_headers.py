@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ai3_compile import custom
-from ai3_compile.backends import abi, builder, cmake, cpp
+from ai3_compile.backends import abi, builder, cmake, native
 from ai3_compile.selection import OpSpec
 from ai3_compile.testing import calls, cases, harness, references
 
@@ -258,7 +258,7 @@ def compiled(tmp_path: Path) -> Callable[[str, str], abi.Kernel]:
 
 
 def supports(table: abi.Kernel, spec: OpSpec) -> str | None:
-    reason = table.supports(cpp.args_of(spec, table.flags))
+    reason = table.supports(native.args_of(spec, table.flags))
     return None if reason is None else reason.decode()
 
 
@@ -318,8 +318,8 @@ def test_flatten_of_any_strides(compiled):
     for shape in cases.FLATTENS:
         call = calls.flatten(tuple(reversed(shape)), torch.float32)
         transposed = call.input.permute(*reversed(range(len(shape))))
-        args = cpp.args_of(call.spec, table.flags)
-        args.input = cpp.tensor_of(shape)
+        args = native.args_of(call.spec, table.flags)
+        args.input = abi.tensor_of(shape)
         args.input.stride[: len(shape)] = transposed.stride()
         out, failures = run_directly(table, args, call)
         assert torch.equal(out, transposed.flatten()) and not failures
@@ -332,21 +332,21 @@ def test_what_a_header_cannot_be_handed(compiled):
     assert supports(table, cases.Conv("empty", 4, (9, 8), 7, batch=0).spec(torch.float32, bias=True)) is None
     for dtype in (torch.float16, torch.bfloat16, torch.int32):
         assert supports(table, fits.spec(dtype, bias=True)) == "needs float32 or float64"
-    args = cpp.args_of(fits.spec(torch.float32, bias=True), table.flags)
+    args = native.args_of(fits.spec(torch.float32, bias=True), table.flags)
     for padding in ((0, 2, 1, 1), (1, 1, 1, 3)):
         args.pad_top, args.pad_bottom, args.pad_left, args.pad_right = padding
         assert table.supports(args) == b"needs the same padding on both sides"
     # 2^32 elements, 2^32 - 1 of them, and products beyond 64 bits.
     sizes = {(1, 2**16, 2**16): False, (3, 5, 2**32 // 15): True, (2**31, 2**31, 2**31): False, (0, 2**33, 1): False}
     for size, does in sizes.items():
-        args = cpp.args_of(fits.spec(torch.float32, bias=True), table.flags)
+        args = native.args_of(fits.spec(torch.float32, bias=True), table.flags)
         args.input.size[1:4] = size
         assert table.supports(args) == (None if does else b"needs tensors of less than 2^32 elements")
 
 
 def test_what_an_average_pool_cannot_be_handed(compiled):
     table = compiled("avgpool2d", AVG_POOL)
-    args = cpp.args_of(calls.pool("avgpool2d", cases.AVG_POOLS[0], torch.float32).spec, table.flags)
+    args = native.args_of(calls.pool("avgpool2d", cases.AVG_POOLS[0], torch.float32).spec, table.flags)
     assert table.supports(args) is None
     args.divisor_override = 2**31
     assert table.supports(args) == b"needs a divisor below 2^31"
@@ -360,7 +360,7 @@ def test_templates_compile_and_say_that_they_are_empty():
         table = load(path, operation)
         assert not table.flags & abi.DEFAULT
         call = next(calls.plain_calls(operation, torch.float32))
-        _, failures = run_directly(table, cpp.args_of(call.spec, table.flags), call)
+        _, failures = run_directly(table, native.args_of(call.spec, table.flags), call)
         assert failures == [f"{operation}.hpp holds no implementation yet: write {operation}_custom"]
 
 
@@ -393,7 +393,7 @@ def test_what_goes_wrong_is_reported(compiled, body, message):
     table, call = compiled("conv2d", text), calls.conv2d(cases.CONVS[0], torch.float32, calls.BIAS)
     inputs = [t for t in (call.input, call.weight, call.bias) if t is not None]
     before = [t.clone() for t in inputs]
-    out, failures = run_directly(table, cpp.args_of(call.spec, table.flags), call)
+    out, failures = run_directly(table, native.args_of(call.spec, table.flags), call)
     assert failures == [message]
     assert bool((out.view(torch.uint8) == harness.UNWRITTEN).all())
     assert len(inputs) == 3 and all(map(torch.equal, before, inputs))

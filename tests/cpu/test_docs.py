@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ai3_compile import registry, user_algorithms, zoo
-from ai3_compile.backends import abi, builder, cpp
+from ai3_compile.backends import abi, builder
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("your-own-algorithm", "from-aithree", "eager")
@@ -72,7 +72,7 @@ def test_cpp(code, tmp_path):
     table = abi.kernel_table(ctypes.CDLL(str(path)))
     x = torch.randn(100)
     y = torch.empty(100)
-    args = abi.Args(dtype=abi.FLOAT32, input=cpp.tensor_of((100,)), output=cpp.tensor_of((100,)))
+    args = abi.Args(dtype=abi.FLOAT32, input=abi.tensor_of((100,)), output=abi.tensor_of((100,)))
     args.input.data, args.output.data = x.data_ptr(), y.data_ptr()
     assert table.supports(args) is None
     table.run(args)

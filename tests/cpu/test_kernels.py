@@ -124,7 +124,7 @@ def test_conv2d_answers_questions_about_an_empty_batch(algorithm, case):
     """supports, cost and the sizes are asked before anyone looks at the batch."""
     spec = dataclasses.replace(case, batch=0).spec(torch.float32, bias=True)
     table = harness.table_of(algorithm)
-    args = harness.cpp.args_of(spec, table.flags)
+    args = harness.native.args_of(spec, table.flags)
     assert (algorithm.supports(spec) is None) == fits(algorithm, case)
     assert algorithm.cost(spec) is None or algorithm.cost(spec) >= 0
     for size in (table.workspace_bytes, table.packed_bytes, table.plan_bytes):
@@ -142,7 +142,7 @@ def test_winograd_error_by_tile(points):
     for channels, side in shapes:
         case = cases.Conv("tile", channels, (side, side), 64)
         spec = case.spec(torch.float32, bias=False)
-        if table.pack_variant(harness.cpp.args_of(spec, table.flags)) == tile:
+        if table.pack_variant(harness.native.args_of(spec, table.flags)) == tile:
             found.append(case)
     assert found, f"no shape is computed by {points}"
     for case in found[:: max(1, len(found) // 4)]:
@@ -196,7 +196,7 @@ def test_winograd_with_more_weights_than_are_read_twice(name, threads, batch):
     (algorithm,) = [a for a in harness.algorithms("conv2d") if a.name == name]
     table = harness.table_of(algorithm)
     call = calls.conv2d(cases.Conv("wide", 320, (14, 14), 320, batch=batch), torch.float32, calls.EPILOGUE)
-    assert table.packed_bytes(harness.cpp.args_of(call.spec, table.flags)) > 12e6
+    assert table.packed_bytes(harness.native.args_of(call.spec, table.flags)) > 12e6
     expected, relu = call.compute(torch.float64), activations.NUMBERS[call.activation]
     found = harness.run_kernel(
         table, call.spec, call.input, call.weight, call.bias, call.residual, relu, threads=threads

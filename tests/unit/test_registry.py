@@ -14,25 +14,34 @@ from ai3_compile.ops import OPERATIONS
 
 
 def test_every_kernel_file_is_an_algorithm_and_every_algorithm_a_file():
-    folders = {path.parent.name for path in registry.KERNELS.glob("*/*.cpp")} - {"core"}
+    shared = {"core", "cudnn", "epilogue"}
+    folders = {path.parent.name for path in registry.KERNELS.glob("*/*.c*")} - shared
     assert folders == set(OPERATIONS)
     files = {path for operation in OPERATIONS for path in (registry.KERNELS / operation).iterdir()}
     assert files == {a.source for a in registry.algorithms() if a.source is not None}
 
 
-def test_the_algorithms_of_the_first_platform():
-    names = {a.name for a in registry.of_operation("conv2d")}
+def names(operation: str, platform: str) -> set[str]:
+    return {a.name for a in registry.of_operation(operation) if a.platform == platform}
+
+
+def test_the_algorithms_of_the_platforms():
     gemms = {"gemm", "implicit gemm", "implicit precomp gemm"}
-    assert names == gemms | {"direct", "smm", "winograd", "winograd6", "torch"}
-    assert {a.name for a in registry.of_operation("linear")} == {"gemm", "torch"}
-    for operation in set(OPERATIONS) - {"conv2d", "linear"}:
-        assert {a.name for a in registry.of_operation(operation)} == {"direct", "torch"}
+    assert names("conv2d", "cpp") == gemms | {"direct", "smm", "winograd", "winograd6"}
+    assert names("conv2d", "cuda") == {"direct", "smm", "implicit gemm", "winograd"}
+    transforms = {"fft", "fft tiling", "winograd", "winograd nonfused"}
+    assert names("conv2d", "cudnn") == gemms | transforms | {"guess", "auto"}
+    assert names("conv2d", "cublas") == {"gemm"}
+    assert names("linear", "cpp") == names("linear", "cuda") == names("linear", "cublas") == {"gemm"}
+    for operation in ("maxpool2d", "avgpool2d", "adaptiveavgpool2d", "relu", "flatten"):
+        assert names(operation, "cpp") == names(operation, "cuda") == {"direct"}
+    assert all(names(operation, "torch") == {"torch"} for operation in OPERATIONS)
 
 
 def test_ids_are_distinct_fit_a_signed_integer_and_do_not_change():
     ids = [a.id for a in registry.algorithms()]
     assert len(set(ids)) == len(ids) and all(0 <= i < 2**63 for i in ids)
-    (winograd,) = [a for a in registry.of_operation("conv2d") if a.name == "winograd"]
+    (winograd,) = [a for a in registry.of_operation("conv2d") if a.qualified == "winograd@cpp"]
     # Compiled graphs on disk hold it: a change of this number needs a change of ai3's version.
     assert winograd.id == 4726262062681012459
 

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 5
+#define AI3_ABI_VERSION 6
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -108,6 +108,12 @@ typedef struct ai3_args {
   const void *prologue_scale, *prologue_shift;
   int32_t has_prologue;
   ai3_activation prologue_activation;
+  // On a GPU every pointer but `plan` and `runtime` is the device's, and run() and pack() only put work on `stream`.
+  int32_t device;         // its index; 0 on the CPU
+  int32_t sm;             // its compute capability, 10 * major + minor; 0 on the CPU
+  int32_t allow_tf32;     // products of float32 may be rounded to TF32, as PyTorch's settings say
+  int32_t deterministic;  // the same bits at every call
+  int64_t max_workspace;  // of bytes that an algorithm may choose its ways by; negative: any
 } ai3_args;
 
 // One algorithm on one platform. Optional functions may be null.
@@ -137,6 +143,9 @@ typedef struct ai3_kernel {
   // Optional: offsets and tables computed once a shape (sizes and window, not pointers).
   size_t (*plan_bytes)(const ai3_args* args);
   void (*make_plan)(const ai3_args* args, void* dst);
+  // Optional, with AI3_EPILOGUE: 1 where run() applies the residual and the activation of these arguments, 0 where it
+  // is to be handed neither, and the core library applies them. Null: it applies all.
+  int32_t (*fuses)(const ai3_args* args);
   // Computes the output: every element of it, nothing around it. Never called with an empty output; called from several
   // threads at once, each with a workspace of its own, where each has images of its own to compute.
   void (*run)(const ai3_args* args);

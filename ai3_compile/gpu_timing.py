@@ -1,0 +1,65 @@
+"""How long calls take on a GPU, without the CPU's share: each as a CUDA graph of several runs, replayed in turn."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+_ROUNDS = 5
+_WARM_UP = 3
+# Seconds that the runs of one graph should take: events tell about a microsecond.
+_LONG_ENOUGH = 5e-4
+_MAX_RUNS = 50
+# A call this many times slower than the best so far is not measured further.
+_HOPELESS = 8.0
+
+
+def seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median seconds of each call. One that cannot be captured, as where it waits for the device, is timed as it is."""
+    stream = torch.cuda.Stream()
+    taken: dict[str, list[float]] = {}
+    runs: dict[str, tuple[Callable[[], Any], int]] = {}
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.inference_mode():
+        for name, call in calls.items():
+            for _ in range(_WARM_UP):
+                call()
+            once = _timed(call, 1)
+            count = max(1, min(_MAX_RUNS, math.ceil(_LONG_ENOUGH / max(once, 1e-6))))
+            runs[name] = _captured(call, count, stream)
+            taken[name] = [_timed(*runs[name])]
+        best = min(min(found) for found in taken.values())
+        for _ in range(_ROUNDS):
+            for name, run in runs.items():
+                if taken[name][0] < _HOPELESS * best:
+                    taken[name].append(_timed(*run))
+    torch.cuda.current_stream().wait_stream(stream)
+    return {name: statistics.median(found) for name, found in taken.items()}
+
+
+def _captured(call: Callable[[], Any], count: int, stream: torch.cuda.Stream) -> tuple[Callable[[], Any], int]:
+    """What runs the call `count` times, and that count."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(count):
+                call()
+    except RuntimeError:  # it waits, or allocates otherwise than through PyTorch
+        torch.cuda.synchronize()
+        return call, 1
+    graph.replay()
+    return graph.replay, count
+
+
+def _timed(run: Callable[[], Any], count: int) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / count

@@ -1,0 +1,130 @@
+"""Graphs on GPUs: what happens before each call of one, and once before the first.
+
+A CUDA graph replays kernels on the memory it was captured with. So packed weights are made before it is captured,
+outside of its memory, with everything else that is loaded or planned at a first call; and where weights have changed
+since the last call, they are packed anew where they lie.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from . import core
+from .ops.base import hint
+
+# One operation of a graph: its name, and its arguments: ("input", index of the graph's), ("like", shape, strides,
+# dtype) of a tensor between operations, ("value", v). In types that JSON gives back unchanged.
+Call = tuple[str, list[list[Any]]]
+
+
+def is_on_gpu(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.is_cuda for value in values)
+
+
+def calls_of(graph: Graph) -> list[Call]:
+    """ai3's operations in a graph that read GPU memory, each as a call on tensors of the same kind."""
+    inputs = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
+    found: list[Call] = []
+    for node in graph.nodes:
+        target = node.target
+        if not (isinstance(target, torch._ops.OpOverload) and target.namespace == "ai3"):
+            continue
+        if target._overloadname != "default" or not is_on_gpu(n.meta["val"] for n in node.all_input_nodes):
+            continue
+        found.append(call_of(node, inputs))
+    return found
+
+
+def call_of(node: Node, inputs: Mapping[Node, int]) -> Call:
+    """One of ai3's operations as a call; of `inputs` the graph's own tensors are taken, by their indices."""
+
+    def described(value: Any) -> list[Any]:
+        if not isinstance(value, Node):
+            return ["value", value]
+        if value in inputs:
+            return ["input", inputs[value]]
+        tensor = value.meta["val"]
+        sizes, strides = ([hint(size) for size in given] for given in (tensor.shape, tensor.stride()))
+        return ["like", sizes, strides, str(tensor.dtype).removeprefix("torch.")]
+
+    assert isinstance(node.target, torch._ops.OpOverload)
+    schema = node.target._schema
+    given = {**dict(zip((a.name for a in schema.arguments), node.args)), **node.kwargs}
+    arguments = [[a.name, *described(given[a.name])] for a in schema.arguments if a.name in given]
+    return schema.name.removeprefix("ai3::"), arguments
+
+
+def _run(call: Call, inputs: Sequence[Any], device: torch.device) -> None:
+    """The operation once, on memory that says nothing, but its weights."""
+    name, arguments = call
+
+    def value(kind: str, given: Any, *rest: Any) -> Any:
+        if kind == "like":
+            strides, dtype = rest
+            return torch.empty_strided(given, strides, dtype=getattr(torch, dtype), device=device)
+        return inputs[given] if kind == "input" else given
+
+    getattr(torch.ops.ai3, name).default(**{argument: value(*described) for argument, *described in arguments})
+
+
+def _counts_beside(statistics: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """`num_batches_tracked` of the batch norms that have these tensors as buffers: a graph is not told its modules."""
+    if not statistics:
+        return []
+    holders = gc.get_referrers(*statistics)
+    found = [holder.get("num_batches_tracked") for holder in holders if type(holder) is dict]
+    return [count for count in found if isinstance(count, torch.Tensor)]
+
+
+class Guarded:
+    """A compiled graph on a GPU, behind what must happen before each of its calls.
+
+    Batch norms in training change their statistics without raising their versions, but for that of the count of
+    batches beside them: it is looked at too.
+
+    `constants` are tensors that come before the arguments in the graph's own inputs, `static` says which of these are
+    weights; `calls` are its operations, run once before the first call and whenever a weight lies elsewhere; without
+    them the packs are made by the operations themselves.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        static: Sequence[int],
+        *,
+        constants: Sequence[torch.Tensor] = (),
+        calls: Sequence[Call] = (),
+        max_workspace: int | None = None,
+    ) -> None:
+        self._run, self._constants, self._calls = run, tuple(constants), calls
+        self._static, self._max_workspace = static, max_workspace
+        self._addresses: list[int] | None = None
+        self._counts: list[torch.Tensor] = []
+        self._state: tuple[int, list[int]] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        core.follow_numerics(self._max_workspace)
+        inputs = (*self._constants, *arguments)
+        self._refresh([inputs[i] for i in self._static if i < len(inputs)], inputs)
+        return self._run(*arguments)
+
+    def _refresh(self, weights: list[torch.Tensor], inputs: Sequence[Any]) -> None:
+        # An inference tensor has no version: it is packed at every call.
+        addresses = [w.data_ptr() for w in weights]
+        if addresses != self._addresses:
+            self._counts = _counts_beside(weights)
+        versions = [-1 if w.is_inference() else w._version for w in (*weights, *self._counts)]
+        state = core.epoch(), versions
+        if self._calls and addresses != self._addresses and inputs:
+            device = next(t.device for t in inputs if isinstance(t, torch.Tensor) and t.is_cuda)
+            with torch.no_grad():
+                for call in self._calls:
+                    _run(call, inputs, device)
+        elif self._state is not None and state != self._state:
+            core.refresh_packs()
+        self._addresses, self._state = addresses, state

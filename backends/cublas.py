@@ -1,0 +1,51 @@
+"""Platform cublas: NVIDIA's products of matrices, from the cuBLASLt that PyTorch has loaded."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import abi, builder, gpu
+from .native import NativePlatform
+
+if TYPE_CHECKING:
+    from ..registry import Algorithm
+    from ..selection import OpSpec
+
+_LIBRARIES = ("libcublasLt.so.13", "libcublasLt.so.12")
+
+
+class CublasPlatform(NativePlatform):
+    name = "cublas"
+    description = "NVIDIA's cuBLASLt, as PyTorch has loaded it"
+    ending = ".cublas.cpp"
+    device = "cuda"
+    bytes_per_nanosecond = 4000
+
+    def unavailable(self) -> str | None:
+        return gpu.unavailable() or _missing() or builder.no_compiler_reason()
+
+    def request(self, algorithm: Algorithm) -> builder.Request:
+        assert algorithm.source is not None
+        return builder.kernel_request(
+            algorithm.label,
+            (algorithm.source,),
+            link_flags=("-ldl",),
+            extra={"cuda": str(torch.version.cuda)},
+        )
+
+    def args(self, algorithm: Algorithm, spec: OpSpec) -> abi.Args:
+        return gpu.set_device(super().args(algorithm, spec))
+
+
+@functools.cache
+def _missing() -> str | None:
+    """None where cuBLASLt can be loaded, else the reason."""
+    if gpu.library(*_LIBRARIES) is None:
+        return f"cuBLASLt cannot be loaded ({_LIBRARIES[0]}): `pip install nvidia-cublas` has it"
+    return None
+
+
+PLATFORM = CublasPlatform()

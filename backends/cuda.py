@@ -1,0 +1,58 @@
+"""Platform cuda: ai3's own kernels for NVIDIA GPUs, device code by NVRTC and the host's part by the C++ compiler."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import abi, builder, cache, gpu, nvrtc
+from .native import NativePlatform
+
+if TYPE_CHECKING:
+    from ..registry import Algorithm
+    from ..selection import OpSpec
+
+
+class CudaPlatform(NativePlatform):
+    name = "cuda"
+    description = "CUDA kernels of ai3's own, compiled for this machine's GPU"
+    ending = ".cu"
+    device = "cuda"
+    bytes_per_nanosecond = 4000
+
+    def unavailable(self) -> str | None:
+        return gpu.unavailable() or nvrtc.unavailable() or builder.no_compiler_reason()
+
+    def request(self, algorithm: Algorithm) -> builder.Request:
+        assert algorithm.source is not None
+        return builder.kernel_request(algorithm.label, (algorithm.source,), link_flags=("-ldl",))
+
+    def opened(self, algorithm: Algorithm, library: ctypes.CDLL) -> None:
+        set_code = library.ai3_set_device_code
+        set_code.argtypes, set_code.restype = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint64], None
+        for sm in gpu.compute_capabilities():
+            code = device_code(algorithm, sm)
+            set_code(sm, code, len(code))
+
+    def args(self, algorithm: Algorithm, spec: OpSpec) -> abi.Args:
+        return gpu.set_device(super().args(algorithm, spec))
+
+
+def device_code(algorithm: Algorithm, sm: int) -> bytes:
+    """The cubin of an algorithm for a compute capability, from the cache or compiled into it."""
+    source = algorithm.source
+    assert source is not None
+    name = f"{builder.file_name(algorithm.label)}-{nvrtc.arch(sm)}"
+    request = builder.Request(name, (source,), nvrtc.FLAGS, include_dirs=(builder.INCLUDE,))
+    key = builder.device_key_of(request, nvrtc.version(), nvrtc.arch(sm))
+
+    def make(folder: Path) -> Path:
+        path = folder / f"{name}{key.ending}"
+        path.write_bytes(nvrtc.compile(name, source, sm, request.include_dirs))
+        return path
+
+    return cache.obtain(key, make).read_bytes()
+
+
+PLATFORM = CudaPlatform()

@@ -1,0 +1,87 @@
+"""What the platforms of NVIDIA's GPUs know of the device, of its libraries, and of PyTorch's settings for it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from .. import kernels
+from . import abi
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """None where PyTorch has a CUDA device, else the reason. Makes no CUDA context."""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is built without CUDA"
+    if torch.cuda.device_count() == 0:
+        return "PyTorch sees no CUDA device (is the driver there? is CUDA_VISIBLE_DEVICES empty?)"
+    return None
+
+
+@functools.cache
+def compute_capability(device: int) -> int:
+    """10 * major + minor, as ai3_args::sm."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def compute_capabilities() -> list[int]:
+    """Of all the devices, each once."""
+    return sorted({compute_capability(device) for device in range(torch.cuda.device_count())})
+
+
+def identity() -> tuple[object, ...]:
+    """The devices, libraries and settings that decisions for GPUs depend on."""
+    if unavailable() is not None:
+        return ()
+    names = [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
+    precisions = (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)  # type: ignore[attr-defined]
+    return names, torch.version.cuda, torch.backends.cudnn.version(), precisions, is_deterministic()
+
+
+def is_deterministic() -> bool:
+    """Whether PyTorch's settings ask for the same bits at every call."""
+    return torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+
+
+def set_device(args: abi.Args) -> abi.Args:
+    """Writes what a call on the current device is told of it."""
+    args.device = torch.cuda.current_device()
+    args.sm = compute_capability(args.device)
+    args.deterministic = is_deterministic()
+    return args
+
+
+def library(*names: str) -> ctypes.CDLL | None:
+    """The first of these shared libraries that can be loaded: PyTorch has loaded its own, or they lie in its wheels."""
+    for name in names:
+        for path in (name, *(str(found) for folder in _wheels("lib") if (found := folder / name).exists())):
+            try:
+                return ctypes.CDLL(path)
+            except OSError:
+                continue
+    return None
+
+
+SHIM = Path(kernels.__path__[0]) / "cudnn" / "shim"
+"""Stands for the headers that the wheels leave out."""
+
+
+def headers(name: str) -> Path | None:
+    """The folder that holds a header of CUDA's or cuDNN's: in the wheels that PyTorch depends on, or the toolkit."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    folders = [*_wheels("include"), *([Path(CUDA_HOME) / "include"] if CUDA_HOME else [])]
+    return next((folder for folder in folders if (folder / name).exists()), None)
+
+
+def _wheels(folder: str) -> list[Path]:
+    """Folders of this name in NVIDIA's wheels."""
+    spec = importlib.util.find_spec("nvidia")
+    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+    return [path for place in places for path in sorted(place.glob(f"*/{folder}"))]

@@ -1,0 +1,40 @@
+// Where tensors are, and what an algorithm on a GPU is told of it.
+#pragma once
+
+#include "core.h"
+
+namespace ai3 {
+
+struct Place {
+  int32_t type, index;
+  bool operator==(const Place&) const = default;
+};
+Place place_of(const Tensor& t);
+std::string name_of(const Place& place);
+
+// Fills in the dtype, and on a GPU the device, the stream and the settings. Throws where the algorithm runs elsewhere.
+// `is_product`: PyTorch has settings of its own for products of matrices.
+void set_device(ai3_args& args, const LoadedKernel& kernel, const Tensor& input, bool is_product = false);
+
+// The device's current stream.
+void set_stream(ai3_args& args);
+
+// Whether what is put on the stream is recorded for a CUDA graph instead of run.
+bool is_capturing(const ai3_args& args);
+
+// While one is there, the call's GPU is the thread's current one.
+class OnDevice {
+ public:
+  explicit OnDevice(const ai3_args& args);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  void* guard_ = nullptr;
+};
+
+// Memory of the call's GPU, from PyTorch's allocator.
+Tensor device_bytes(const ai3_args& args, size_t bytes);
+
+}  // namespace ai3

@@ -1,0 +1,164 @@
+"""Every algorithm for NVIDIA GPUs on every case, through the C ABI, against float64, with guards around its buffers.
+
+Bounds beside those of references.py: a half's own rounding is 2^-11 (float16) or 2^-8 (bfloat16) of a value, and
+products of halves are exact in float32; TF32 rounds both factors to 2^-11, so that a sum of products errs by about
+2^-11 of its norm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from ai3_compile import registry
+from ai3_compile.ops import activations
+from ai3_compile.testing import calls, harness, references
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+PLATFORMS = ("cuda", "cudnn", "cublas")
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+HALVES = {torch.float16: 6e-4, torch.bfloat16: 5e-3}
+TF32 = 1e-3
+TRANSFORMED = {"winograd nonfused": 2e-5, "fft": 5e-6, "fft tiling": 5e-6, "guess": 2e-5, "auto": 2e-5}
+"""In float32: tiles of cuDNN's Winograd are up to 6x6, and its own choice may be a transform."""
+# The algorithms that compute every case of their operation, in every dtype.
+WHOLE = {("conv2d", "direct"), ("conv2d", "smm"), ("linear", "gemm")} | {
+    (operation, "direct") for operation in ("maxpool2d", "avgpool2d", "adaptiveavgpool2d", "relu", "flatten")
+}
+FORWARD = ("conv2d", "linear", "maxpool2d", "avgpool2d", "adaptiveavgpool2d", "relu", "flatten")
+ALGORITHMS = [a for a in registry.algorithms() if a.platform in PLATFORMS and a.operation in FORWARD]
+
+
+def bound(algorithm: registry.Algorithm, dtype: torch.dtype, tf32: bool) -> float:
+    operation = algorithm.operation
+    if operation in references.EXACT:
+        return 0.0
+    if dtype in HALVES:
+        return HALVES[dtype]
+    if tf32:
+        return TF32
+    least = references.bound(operation, algorithm.name, dtype)
+    return max(least, TRANSFORMED.get(algorithm.name, 0.0)) if dtype == torch.float32 else least
+
+
+def layouts(table: harness.abi.Kernel, call: calls.Call) -> list[int | None]:
+    if call.spec.operation not in calls.IMAGES:
+        return [None]
+    return [layout for layout in (harness.abi.NCHW, harness.abi.NHWC) if table.flags & layout]
+
+
+def supported(table: harness.abi.Kernel, call: calls.Call, layout: int | None, **fields: object) -> str | None:
+    args = harness.native.args_of(call.spec, table.flags if layout is None else layout)
+    harness.gpu.set_device(args)
+    reason = table.supports(args)
+    return None if reason is None else str(reason.decode())
+
+
+def wrong(algorithm: registry.Algorithm, call: calls.Call, tf32: bool) -> tuple[int, list[str]]:
+    """On how many layouts the algorithm computed the call, and what was wrong."""
+    table, found, computed = harness.table_of(algorithm), [], 0
+    limit, expected = bound(algorithm, call.spec.dtype, tf32), None
+    number = activations.NUMBERS[call.activation]
+    for layout in layouts(table, call):
+        reason = supported(table, call, layout)
+        if reason is not None:
+            if not reason.strip():
+                found.append(f"{call.spec.name}: refused without a reason")
+            continue
+        args = harness.native.args_of(call.spec, table.flags if layout is None else layout)
+        args.activation, args.has_residual = number, call.residual is not None
+        if call.variant in calls.EPILOGUES and table.fuses and not table.fuses(harness.gpu.set_device(args)):
+            continue
+        if call.variant in calls.EPILOGUES and not table.flags & harness.abi.EPILOGUE:
+            continue
+        if expected is None:
+            expected = call.compute(torch.float64)
+        output = harness.run_kernel(table, call.spec, *call.tensors, number, layout, allow_tf32=tf32)
+        computed += 1
+        error = references.judge(output, expected, limit)[1]
+        if error is not None:
+            found.append(f"{call.spec.name} {call.variant} layout {layout}: {error}")
+    return computed, found
+
+
+@pytest.fixture
+def precision(request):
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [s.fp32_precision for s in settings]
+    for s in settings:
+        s.fp32_precision = request.param
+    yield request.param
+    for s, value in zip(settings, before):
+        s.fp32_precision = value
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"{a.operation}-{a.qualified}")
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [*((dtype, "ieee") for dtype in DTYPES), ("float32", "tf32")], indirect=["precision"]
+)
+def test_every_case(algorithm, dtype, precision):
+    tf32 = precision == "tf32"
+    if tf32 and algorithm.operation not in ("conv2d", "linear"):
+        return
+    kind = DTYPES[dtype]
+    made = torch.float64 if kind == torch.float64 else torch.float32
+    matmul = algorithm.operation in ("conv2d", "linear")
+    computed, missing, found = 0, 0, []
+    for variant in (calls.PLAIN, calls.BIAS, calls.EPILOGUE) if matmul else (calls.PLAIN,):
+        for call in calls.plain_calls(algorithm.operation, made, variant):
+            times, problems = wrong(algorithm, calls.in_dtype(call, kind, "cuda"), tf32)
+            computed, missing = computed + times, missing + (times == 0)
+            found += problems
+    assert not found, "\n".join(found[:8])
+    if (algorithm.operation, algorithm.name) in WHOLE and algorithm.platform == "cuda":
+        assert computed and not missing, f"{missing} cases refused"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"{a.operation}-{a.qualified}")
+@pytest.mark.parametrize("precision", ["ieee"], indirect=True)
+def test_every_activation(algorithm, precision):
+    if algorithm.operation not in ("conv2d", "linear"):
+        return
+    found = []
+    for variant in calls.EPILOGUES:
+        for dtype in (torch.float32, torch.float16):
+            for call in calls.few_calls(algorithm.operation, torch.float32, variant):
+                found += wrong(algorithm, calls.in_dtype(call, dtype, "cuda"), False)[1]
+    assert not found, "\n".join(found[:8])
+
+
+SLICED = [a for a in ALGORITHMS if a.operation == "conv2d"]
+
+
+@pytest.mark.parametrize("algorithm", SLICED, ids=lambda a: a.qualified)
+@pytest.mark.parametrize("precision", ["ieee"], indirect=True)
+def test_slices(algorithm, precision):
+    """Channels of larger images are read and written as they lie; what is beside them is NaN, and stays."""
+    table, found = harness.table_of(algorithm), []
+    for dtype in (torch.float32, torch.float16):
+        for plain in calls.plain_calls("conv2d", torch.float32, calls.BIAS):
+            call = calls.in_dtype(plain, dtype, "cuda")
+            if not table.flags & harness.abi.NHWC or supported(table, call, harness.abi.NHWC) is not None:
+                continue
+            expected, limit = call.compute(torch.float64), bound(algorithm, dtype, False)
+            for beside, within in (((8, 0), (0, 0)), ((0, 3), (0, 0)), ((0, 0), (8, 0)), ((0, 0), (0, 5))):
+                needed = harness.abi.STRIDED_OUTPUT if any(beside) else harness.abi.STRIDED_INPUT
+                if not table.flags & needed:
+                    continue
+                output = harness.run_kernel(
+                    table, call.spec, *call.tensors, 0, harness.abi.NHWC, beside=beside, within=within
+                )
+                error = references.judge(output, expected, limit)[1]
+                if error is not None:
+                    found.append(f"{call.spec.name} {beside} {within} {dtype}: {error}")
+    assert not found, "\n".join(found[:8])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"{a.operation}-{a.qualified}")
+def test_other_dtypes_are_refused(algorithm):
+    call = next(iter(calls.plain_calls(algorithm.operation, torch.float32)))
+    spec = dataclasses.replace(call.spec, device="cuda", dtype=torch.int32)
+    assert "float" in (algorithm.supports(spec) or "")
