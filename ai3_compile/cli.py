@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from . import registry, zoo
-from .backends import builder
+from .backends import builder, gpu
 from .eager import run_sample
 from .errors import Ai3Error
 from .options import OPTIONS
@@ -117,11 +117,13 @@ def _doctor(_: argparse.Namespace) -> int:
     print(f"CPU          {builder.cpu_isa()}")
     print(f"compiler     {builder.no_compiler_reason() or builder.describe_compiler()}")
     print(f"cache        {builder.cache_dir()} ({builder.cache_state()})")
+    print(f"GPU          {gpu.unavailable() or ', '.join(gpu.names())}")
     print(f"core library {'built with the package' if core.prebuilt() else 'built at first use'}")
     healthy = True
     for platform in registry.platforms().values():
         reason = platform.unavailable()
-        healthy &= reason is None
+        # A machine without a GPU lacks nothing.
+        healthy &= reason is None or (platform.device == "cuda" and gpu.unavailable() is not None)
         print(f"platform     {platform.name}: {platform.description}; {'ready' if reason is None else reason}")
     return 0 if healthy else 1
 

@@ -202,6 +202,11 @@ def of_operation(operation: str) -> tuple[Algorithm, ...]:
     return tuple(a for a in algorithms() if a.operation == operation)
 
 
+def for_device(operation: str, device: str) -> tuple[Algorithm, ...]:
+    """Those algorithms of an operation that compute on this type of device, whether or not this machine has one."""
+    return tuple(a for a in of_operation(operation) if platforms()[a.platform].device in (None, device))
+
+
 def check_operation(operation: object) -> str:
     """Raises UnknownOperationError where this is not the name of an operation."""
     if isinstance(operation, str) and operation in OPERATIONS:

@@ -35,13 +35,17 @@ def compute_capabilities() -> list[int]:
     return sorted({compute_capability(device) for device in range(torch.cuda.device_count())})
 
 
+def names() -> list[str]:
+    """Of all the devices."""
+    return [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
+
+
 def identity() -> tuple[object, ...]:
     """The devices, libraries and settings that decisions for GPUs depend on."""
     if unavailable() is not None:
         return ()
-    names = [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
     precisions = (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)  # type: ignore[attr-defined]
-    return names, torch.version.cuda, torch.backends.cudnn.version(), precisions, is_deterministic()
+    return names(), torch.version.cuda, torch.backends.cudnn.version(), precisions, is_deterministic()
 
 
 def is_deterministic() -> bool:

@@ -24,7 +24,8 @@ def algorithms(operation: str) -> list[registry.Algorithm]:
     core.load()
     registry.prepare([(operation, "cpu")])
     unavailable = registry.system().platforms
-    return [a for a in registry.of_operation(operation) if a.platform != "torch" and unavailable[a.platform] is None]
+    known = registry.for_device(operation, "cpu")
+    return [a for a in known if a.platform != "torch" and unavailable[a.platform] is None]
 
 
 def side(algorithm: registry.Algorithm, call: Call, channels_last: bool = False) -> timing.Side:

@@ -213,7 +213,7 @@ class Conv2d(Operation):
         wants = ctx.needs_input_grad
         folds = mean is not None
         mask = [wants[0], wants[1] or folds, wants[2] or folds]
-        grad_input, grad_folded, grad_bias = _convolution_backward(grad, input, folded, ctx.window, mask)
+        grad_input, grad_folded, grad_bias = convolution_backward(grad, input, folded, ctx.window, mask)
 
         grad_weight = grad_folded
         bn_grads: list[torch.Tensor | None] = [None, None, None, None]
@@ -242,7 +242,7 @@ class Conv2d(Operation):
         )
 
 
-def _convolution_backward(
+def convolution_backward(
     grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, window: tuple[int, ...], mask: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of a convolution with the four paddings of `window`, which ATen knows only in equal pairs.

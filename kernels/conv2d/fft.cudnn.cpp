@@ -1,0 +1,25 @@
+// FFT of cuDNN: products of the whole images' spectra, in a large workspace.
+// Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_FFT.
+#include "../cudnn/conv.h"
+
+namespace {
+
+using Algorithm = ai3::cudnn::Convolution<ai3::cudnn::Forward::kFft>;
+
+double cost(const ai3_args* args) {
+  return Algorithm::cost(args, {.strict = 20, .tf32 = 20, .half = 20, .float64 = 5});
+}
+
+const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
+                           .operation = "conv2d",
+                           .algorithm = "fft",
+                           .version = 1,
+                           .flags = AI3_NCHW,
+                           .supports = Algorithm::supports,
+                           .cost = cost,
+                           .workspace_bytes = Algorithm::workspace_bytes,
+                           .run = Algorithm::run};
+
+}  // namespace
+
+extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }

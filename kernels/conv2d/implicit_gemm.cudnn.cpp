@@ -1,0 +1,28 @@
+// Implicit GEMM of cuDNN: the im2col matrix is never stored, and there is no workspace.
+// Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM.
+#include "../cudnn/conv.h"
+
+namespace {
+
+using Algorithm = ai3::cudnn::Convolution<ai3::cudnn::Forward::kImplicitGemm>;
+
+double cost(const ai3_args* args) {
+  return Algorithm::cost(args, {.strict = 20, .tf32 = 20, .half = 20, .float64 = 8});
+}
+
+const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
+                           .operation = "conv2d",
+                           .algorithm = "implicit gemm",
+                           .version = 1,
+                           .flags = AI3_NCHW | AI3_NHWC,
+                           .supports = Algorithm::supports,
+                           .cost = cost,
+                           .workspace_bytes = Algorithm::workspace_bytes,
+                           .packed_bytes = ai3::cudnn::packed_bytes,
+                           .pack = ai3::cudnn::pack,
+                           .pack_variant = ai3::cudnn::pack_variant,
+                           .run = Algorithm::run};
+
+}  // namespace
+
+extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
