@@ -63,6 +63,11 @@ class Algorithm:
     def qualified(self) -> str:
         return self.name if self.name == self.platform else f"{self.name}@{self.platform}"
 
+    @property
+    def device(self) -> str | None:
+        """The type of the devices that it computes on; None for any."""
+        return platforms()[self.platform].device
+
     @functools.cached_property
     def id(self) -> int:
         """What a compiled graph names the algorithm by: 63 bits of a hash, the same in every process."""

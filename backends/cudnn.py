@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,10 @@ class CudnnPlatform(NativePlatform):
 
     def prepare(self) -> None:
         support()
+
+    def opened(self, algorithm: Algorithm, library: ctypes.CDLL) -> None:
+        library.ai3_set_support.argtypes = [ctypes.c_void_p]
+        library.ai3_set_support(support().ai3_cudnn_support())
 
     def request(self, algorithm: Algorithm) -> builder.Request:
         assert algorithm.source is not None
@@ -87,23 +90,22 @@ def _missing() -> str | None:
 
 @functools.cache
 def support() -> ctypes.CDLL:
-    """What all the algorithms of the platform call: handles, plans, and the functions of cuDNN. Loaded for all to see,
-    as their libraries are linked with nothing."""
+    """What all the algorithms of the platform call: handles, plans, and the functions of cuDNN."""
     torch.cuda.init()
     foreign = [folder for name in ("cudnn.h", "cuda_runtime_api.h") if (folder := gpu.headers(name)) is not None]
     request = builder.kernel_request(
         "cudnn",
         sorted(FOLDER.glob("*.cpp")),
-        flags=("-fvisibility=default",),
         link_flags=("-ldl",),
         foreign_dirs=(*foreign, gpu.SHIM),
         extra={"cudnn": str(torch.backends.cudnn.version()), "cuda": str(torch.version.cuda)},
     )
     (path,) = builder.build_many([request])
     try:
-        library = ctypes.CDLL(str(path), mode=os.RTLD_GLOBAL | os.RTLD_NOW)
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelLoadError(source=FOLDER, message=f"it is built, but cannot be loaded: {error}") from None
+    library.ai3_cudnn_support.restype = ctypes.c_void_p
     library.ai3_cudnn_message.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     library.ai3_cudnn_message.restype = ctypes.c_int64
     library.ai3_cudnn_key.argtypes = [ctypes.POINTER(abi.Args), ctypes.c_char_p, ctypes.c_int64]

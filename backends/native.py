@@ -126,8 +126,9 @@ class NativePlatform:
         if cost is None:
             return None
         cost = self.corrected(algorithm, spec, cost)
-        if self.table(algorithm).flags & (abi.NCHW | abi.NHWC) == abi.NCHW:
-            # Images are channels_last between ai3's operations: this one has its input and output converted.
+        flags = self.table(algorithm).flags & (abi.NCHW | abi.NHWC)
+        if flags and not flags & (abi.NHWC if _is_channels_last(spec) else abi.NCHW):
+            # It has its input and output converted.
             elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
             cost += elements * spec.dtype.itemsize * 2 / self.bytes_per_nanosecond
         return cost
@@ -173,8 +174,14 @@ def args_of(spec: OpSpec, flags: int) -> abi.Args:
     """The arguments of one call as far as its shapes tell, in the layout that an algorithm of these flags prefers."""
     args = abi.Args(dtype=_DTYPES.get(spec.dtype, abi.OTHER_DTYPE), groups=1, max_workspace=-1)
     args.allow_tf32 = spec.allow_tf32
-    channels_last = bool(flags & abi.NHWC)
+    channels_last = bool(flags & abi.NHWC) and not (flags & abi.NCHW and not _is_channels_last(spec))
     args.input = abi.tensor_of(spec.input_shape, channels_last)
     args.output = abi.tensor_of(spec.output_shape, channels_last)
     OPERATIONS[spec.operation].fill(spec, args)
     return args
+
+
+def _is_channels_last(spec: OpSpec) -> bool:
+    """The layout of the images around an operation: between ai3's own they are channels_last, and gradients say how
+    the graph has them."""
+    return bool(dict(spec.attributes).get("channels_last", True))

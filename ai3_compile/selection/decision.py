@@ -1,4 +1,4 @@
-"""Decision: the algorithm chosen for an operation, and for every other one the reason against it."""
+"""Decision: the algorithm chosen for an operation, and for every other one of its device the reason against it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class Candidate(Protocol):
     def name(self) -> str: ...
     @property
     def platform(self) -> str: ...
+    @property
+    def device(self) -> str | None:
+        """The type of the devices that it computes on; None for any."""
+
     @property
     def qualified(self) -> str:
         """`algorithm@platform`."""

@@ -37,8 +37,9 @@ def select(
     Raises UnknownAlgorithmError for an unknown name, NothingFitsError where no name fits, StrictError where only a
     policy that leaves the operation to torch would fit.
     """
-    known = [c for c in registry if c.operation == spec.operation]
-    names = parse_names(spec.operation, selector, known)
+    of_operation = [c for c in registry if c.operation == spec.operation]
+    names = parse_names(spec.operation, selector, of_operation)
+    known = _relevant(of_operation, names, spec.device)
     objections = {c.qualified: _objection(c, spec, system, max_workspace) for c in known}
     fitting = [c for c in known if objections[c.qualified] is None]
     offered = [c for c in fitting if c.only_by_name is None]
@@ -72,6 +73,16 @@ def select(
     error = StrictError if strict and any(n in POLICIES for n in names) else NothingFitsError
     way_out = f"{selector}|{'default' if 'default' not in names else TORCH}"
     raise error(operation=spec.operation, where=where, selector=selector, trace=trace, way_out=way_out)
+
+
+def _relevant(candidates: Sequence[Candidate], names: Sequence[str], device: str) -> list[Candidate]:
+    """Without those that compute on another type of device and that nobody has asked for."""
+    there = {c.name for c in candidates if c.device in (None, device)}
+    return [
+        c
+        for c in candidates
+        if c.device in (None, device) or c.qualified in names or (c.name in names and c.name not in there)
+    ]
 
 
 def _steps(name: str, default: str, strict: bool) -> Sequence[str]:

@@ -18,11 +18,11 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .supports = Algorithm::supports,
                            .cost = cost,
                            .workspace_bytes = Algorithm::workspace_bytes,
-                           .packed_bytes = ai3::cudnn::packed_bytes,
-                           .pack = ai3::cudnn::pack,
-                           .pack_variant = ai3::cudnn::pack_variant,
+                           .packed_bytes = Algorithm::packed_bytes,
+                           .pack = Algorithm::pack,
+                           .pack_variant = Algorithm::pack_variant,
                            .run = Algorithm::run};
 
 }  // namespace
 
-extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
+AI3_CUDNN_KERNEL(Algorithm, kernel)

@@ -22,4 +22,4 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
 
 }  // namespace
 
-extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
+AI3_CUDNN_KERNEL(Algorithm, kernel)

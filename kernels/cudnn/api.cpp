@@ -18,7 +18,7 @@ void* find(void* library, const char* name, const char* of) {
 }
 
 Api load_api() {
-  void* library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
+  void* library = dlopen("libcudnn.so.9", RTLD_NOW);
   if (library == nullptr) {
     const char* reason = dlerror();
     throw Failure(std::string("cuDNN cannot be loaded: ") + (reason == nullptr ? "no libcudnn.so.9" : reason));

@@ -5,7 +5,7 @@
 #include <map>
 #include <set>
 
-#include "conv.h"
+#include "support.h"
 
 namespace ai3::cudnn {
 namespace {
@@ -106,7 +106,7 @@ std::string text_of(const Problem& p) {
   return text;
 }
 
-const char* supports(const ai3_args* a, Choice choice) {
+const char* plan_supports(const ai3_args* a, Choice choice) {
   Problem p(a, kForward, int64_t(choice));
   if (const char* reason = outside(p); reason != nullptr || p.is_empty()) return reason;
   if (cache().get(p, make).is_apart) p = without_rest(p);
@@ -114,17 +114,17 @@ const char* supports(const ai3_args* a, Choice choice) {
   return plan.reason.empty() ? nullptr : plan.reason.c_str();
 }
 
-int32_t fuses(const ai3_args* a, Choice choice) {
+int32_t plan_fuses(const ai3_args* a, Choice choice) {
   const Problem p(a, kForward, int64_t(choice));
   return p.is_empty() || !cache().get(p, make).is_apart ? 1 : 0;
 }
 
-size_t workspace_bytes(const ai3_args* a, Choice choice) {
+size_t plan_workspace_bytes(const ai3_args* a, Choice choice) {
   const Problem p(a, kForward, int64_t(choice));
   return p.is_empty() ? 0 : static_cast<size_t>(cache().get_again(p, make).workspace());
 }
 
-void run(const ai3_args* a, Choice choice) {
+void plan_run(const ai3_args* a, Choice choice) {
   try {
     const FusedPlan& plan = cache().get_again(Problem(a, kForward, int64_t(choice)), make);
     if (!plan.reason.empty()) throw Failure(plan.reason);

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "api.h"
-#include "conv.h"
 #include "problem.h"
+#include "support.h"
 #include "tensors.h"
 
 namespace ai3::cudnn {
@@ -172,19 +172,21 @@ Problem problem_of(const ai3_args* a, Operation operation, int algorithm) {
   return p;
 }
 
-const char* supports(const ai3_args* a, Operation operation, int algorithm) {
+}  // namespace
+
+const char* named_supports(const ai3_args* a, Operation operation, int algorithm) {
   const Problem p = problem_of(a, operation, algorithm);
   if (p.is_empty()) return outside(p);
   const NamedPlan& plan = cache().get(p, make);
   return plan.reason.empty() ? nullptr : plan.reason.c_str();
 }
 
-size_t workspace_bytes(const ai3_args* a, Operation operation, int algorithm) {
+size_t named_workspace_bytes(const ai3_args* a, Operation operation, int algorithm) {
   const Problem p = problem_of(a, operation, algorithm);
   return p.is_empty() ? 0 : cache().get(p, make).workspace;
 }
 
-void run(const ai3_args* a, Operation operation, int algorithm) {
+void named_run(const ai3_args* a, Operation operation, int algorithm) {
   try {
     const Problem p = problem_of(a, operation, algorithm);
     NamedPlan& plan = cache().get_again(p, make);
@@ -208,22 +210,6 @@ void run(const ai3_args* a, Operation operation, int algorithm) {
     a->runtime->fail(a->runtime, error.what());
   }
 }
-
-}  // namespace
-
-const char* supports(const ai3_args* a, Forward algorithm) { return supports(a, kForward, int(algorithm)); }
-const char* supports(const ai3_args* a, GradInput algorithm) { return supports(a, kGradInput, int(algorithm)); }
-const char* supports(const ai3_args* a, GradWeight algorithm) { return supports(a, kGradWeight, int(algorithm)); }
-size_t workspace_bytes(const ai3_args* a, Forward algorithm) { return workspace_bytes(a, kForward, int(algorithm)); }
-size_t workspace_bytes(const ai3_args* a, GradInput algorithm) {
-  return workspace_bytes(a, kGradInput, int(algorithm));
-}
-size_t workspace_bytes(const ai3_args* a, GradWeight algorithm) {
-  return workspace_bytes(a, kGradWeight, int(algorithm));
-}
-void run(const ai3_args* a, Forward algorithm) { run(a, kForward, int(algorithm)); }
-void run(const ai3_args* a, GradInput algorithm) { run(a, kGradInput, int(algorithm)); }
-void run(const ai3_args* a, GradWeight algorithm) { run(a, kGradWeight, int(algorithm)); }
 
 double cost(const ai3_args* args, Operation operation, const Rates& rates) {
   const Problem p(args, operation, 0);

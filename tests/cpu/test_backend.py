@@ -81,7 +81,7 @@ def test_inference_equals_eager_and_everything_is_fused(rest, mode):
     for name in ("conv1", "conv2", "down", "pool", "avg", "adaptive", "fc"):
         assert rows[name].algorithm.endswith("@cpp"), name
     assert all(row.why for row in rows.values())
-    known = {a.qualified for a in ai3_compile.algorithms() if a.operation == "conv2d"}
+    known = {a.qualified for a in ai3_compile.algorithms() if a.operation == "conv2d" and a.device in (None, "cpu")}
     assert {rows["conv1"].algorithm, *rows["conv1"].rejected} == known
     assert all(rows["conv1"].rejected.values())
 
@@ -261,7 +261,7 @@ def test_autocast_leaves_bfloat16_to_torch_and_says_so(rest):
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
     row = next(row for row in ai3_compile.last_report() if row.name == "conv1")
     assert row.algorithm == "torch" and row.dtype == "bfloat16"
-    assert all("float" in reason for name, reason in row.rejected.items() if name.endswith("@cpp"))
+    assert all("float" in reason for reason in row.rejected.values())
 
 
 def test_max_workspace_leaves_out_what_needs_more():

@@ -21,6 +21,7 @@ class Fake:
     scratch: int = 0
     only_by_name: str | None = None
     fusions: int = 0
+    device: str | None = None
 
     @property
     def qualified(self) -> str:
@@ -234,3 +235,16 @@ def test_what_needs_more_workspace_than_allowed_does_not_fit(limit, chosen):
         assert reasons(decision)["gemm@cpp"] == "needs 1000 bytes of workspace, over max_workspace"
         with pytest.raises(NothingFitsError, match="needs 1000 bytes"):
             select(spec(), "gemm", algorithms, SYSTEM, default="guess|torch", max_workspace=limit)
+
+
+def test_what_computes_elsewhere_is_named_only_where_it_is_asked_for():
+    gpu, elsewhere = Fake("direct", "cuda", device="cuda", objection="runs on GPUs"), Fake("fft", "cuda", device="cuda")
+    known = (gpu, elsewhere, DIRECT, TORCH)
+    system = System({"cpp": None, "cuda": None, "torch": None})
+    decision = select(spec(), "direct", known, system, default="torch")
+    assert decision.chosen is DIRECT and {r.algorithm for r in decision.rejected} == {"torch"}
+    decision = select(spec(), "direct@cuda|direct", known, system, default="torch")
+    assert decision.chosen is DIRECT and {r.algorithm for r in decision.rejected} == {"direct@cuda", "torch"}
+    elsewhere = Fake("fft", "cuda", device="cuda", objection="runs on GPUs")
+    with pytest.raises(NothingFitsError, match="fft@cuda: runs on GPUs"):
+        select(spec(), "fft", (elsewhere, DIRECT, TORCH), system, default="torch")

@@ -1,0 +1,46 @@
+"""The CUDA sources compile, for the GPU and for the host, and leave no register on the stack: without a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from ai3_compile import registry
+from ai3_compile.backends import builder
+
+SOURCES = [*(a for a in registry.algorithms() if a.platform == "cuda"), registry.EPILOGUE]
+NVCC = shutil.which("nvcc")
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("algorithm", SOURCES, ids=lambda a: f"{a.operation}-{a.name}")
+def test_no_kernel_spills(algorithm, arch, tmp_path):
+    command = [NVCC, "-std=c++17", f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-include", "cstdint"]
+    command += [f"-I{builder.INCLUDE}", "-o", str(tmp_path / "code.cubin"), str(algorithm.source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill", done.stderr, re.S
+    )
+    assert found, "ptxas reported no kernel"
+    assert [kernel for kernel, stack, spilled in found if stack != "0" or spilled != "0"] == []
+
+
+@pytest.mark.parametrize("algorithm", SOURCES, ids=lambda a: f"{a.operation}-{a.name}")
+def test_the_hosts_part_compiles_and_exports_its_table(algorithm):
+    """As it is built on a machine with a GPU; the table answers questions without one."""
+    import ctypes
+
+    from ai3_compile.backends import abi
+
+    request = builder.kernel_request(algorithm.label, (algorithm.source,), link_flags=("-ldl",))
+    (path,) = builder.build_many([request])
+    library = ctypes.CDLL(str(path))
+    table = abi.kernel_table(library)
+    assert (table.operation.decode(), table.algorithm.decode()) == (algorithm.operation, algorithm.name)
+    assert table.flags & abi.EPILOGUE or algorithm.operation not in ("conv2d", "linear")
+    assert hasattr(library, "ai3_set_device_code")
