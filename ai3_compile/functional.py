@@ -120,7 +120,7 @@ def decision(
 def decide_for(spec: OpSpec, selector: str, strict: bool = False) -> Decision:
     """`select` with what this process knows; the operation's algorithms are built first where need be."""
     registry.prepare([(spec.operation, spec.device)])
-    return decide(
+    decision = decide(
         spec,
         selector,
         registry.known(),
@@ -129,6 +129,9 @@ def decide_for(spec: OpSpec, selector: str, strict: bool = False) -> Decision:
         strict=strict,
         measured=tuning.times(spec, in_graph=False) if "auto" in selector.split("|") else None,
     )
+    assert isinstance(decision.chosen, Algorithm)
+    registry.platforms()[decision.chosen.platform].search([decision.chosen], spec, in_graph=False)
+    return decision
 
 
 @functools.lru_cache(maxsize=_DECISIONS_KEPT)

@@ -77,15 +77,15 @@ def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], in_graph
     the others read what it has measured, and choose the same. A lock and no collective, as not all of them may come."""
     for name in sorted({a.platform for a in candidates}):
         # In each of them: what it finds is loaded into the process.
-        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec)
+        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec, in_graph)
     on_gpu = spec.device == "cuda"
     with _locked(key, spec):
         found = _load(key)
         if found is None:
             # A thread of its own has none of the modes of a compilation that may be under way in this one; its device
             # would be the first.
-            device = (torch.cuda.current_device(),) if on_gpu else ()
-            with ThreadPoolExecutor(1, initializer=torch.cuda.set_device if on_gpu else None, initargs=device) as alone:
+            device = torch.cuda.current_device() if on_gpu else -1  # to leave it as it is
+            with ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device)) as alone:
                 found = alone.submit(_measure, spec, candidates, in_graph).result()
             _save(key, spec, found)
     return found

@@ -24,6 +24,7 @@ else:
 ENVIRONMENT = "AI3_CUSTOM"
 HEADERS = Path(custom.__path__[0])
 _CXX = (".cpp", ".cc", ".cxx", ".c++")
+_CUDA = ".cu"
 
 Supports = Callable[[OpSpec], "str | None"]
 
@@ -45,6 +46,8 @@ def register_algorithm(
     - C++ files, which export a table as `ai3/kernel.h` describes (docs/your-own-algorithm.md). They are compiled now,
       with `flags`, `include_dirs` and `libraries` (names as for `-l`, or paths) added. A `custom.cmake` beside the
       first of them is included by the CMake project that then builds them;
+    - a CUDA file (`.cu`), for NVIDIA GPUs: as ai3's own it is compiled twice, for the GPU by NVRTC and for the host by
+      the C++ compiler, which sees what is outside of `#ifdef __CUDACC__` (docs/gpu.md);
     - a `CMakeLists.txt` whose target `ai3_algorithm` is such a library;
     - a Python function, called as the function of the same name in torch.nn.functional is, with positional arguments:
       conv2d(input, weight, bias, stride, padding, dilation, groups), linear(input, weight, bias),
@@ -157,8 +160,14 @@ def _build(
     cmake = paths[0].with_name("custom.cmake")
     if paths[0].name == "CMakeLists.txt":
         cmake = paths[0]
+    elif paths[0].suffix == _CUDA:
+        cmake = Path()
+        if len(paths) > 1:
+            raise refuse("a CUDA algorithm is one .cu file, and the headers that it includes")
+        if (reason := registry.platforms()["cuda"].unavailable()) is not None:
+            raise refuse(f"{paths[0].name} is for NVIDIA GPUs: {reason}")
     elif wrong := [path for path in paths if path.suffix not in _CXX]:
-        raise refuse(f"{wrong[0].name} is not a C++ source ({', '.join(_CXX)}), nor a CMakeLists.txt")
+        raise refuse(f"{wrong[0].name} is not a C++ source ({', '.join(_CXX)}), a CUDA file nor a CMakeLists.txt")
     links = [str(library) if os.sep in str(library) else f"-l{library}" for library in libraries]
     return Build(
         sources=paths,
@@ -177,13 +186,17 @@ def _compiled(operation: str, name: str, build: Build, supports: Supports | None
     return Algorithm(
         operation=operation,
         name=name,
-        platform="cpp",
+        platform=_platform_of(source),
         description=registry.description(source) or f"C++ source {source.name}",
         source=source,
         build=build,
         user_supports=supports,
         version=f"/{digest}",
     )
+
+
+def _platform_of(source: Path) -> str:
+    return "cuda" if source.suffix == _CUDA else "cpp"
 
 
 def folder() -> Path | None:
@@ -218,7 +231,7 @@ _from_folder: list[Algorithm] = []
 
 def _read_folder() -> None:
     """Brings the registry up to date with the folder: `<operation>.hpp` is the algorithm `custom` of the operation,
-    `<operation>/<algorithm>.cpp` is what such a file is in ai3's own kernels folder."""
+    `<operation>/<algorithm>.cpp` and `.cu` are what such files are in ai3's own kernels folder."""
     global _folder_state
     here = folder()
     files = [] if here is None else sorted(f for f in here.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
@@ -231,14 +244,15 @@ def _read_folder() -> None:
     _folder_state = None  # an error below is raised again at the next look
     cmake = Path() if here is None else here / "custom.cmake"
     for file in files:
-        operation = file.parent.name if file.suffix in _CXX else file.stem
-        if here is None or operation not in registry.OPERATIONS or file.suffix not in (".hpp", *_CXX):
+        is_source = file.suffix in (*_CXX, _CUDA)
+        operation = file.parent.name if is_source else file.stem
+        if here is None or operation not in registry.OPERATIONS or not (is_source or file.suffix == ".hpp"):
             continue
         if file.suffix == ".hpp" and file.parent == here:
             name = "custom"
             adapter = HEADERS / "adapter" / f"{operation}.cpp"
             build = Build((adapter,), include_dirs=(here, HEADERS / "include", HEADERS / "adapter"))
-        elif file.suffix in _CXX and file.parent.parent == here:
+        elif is_source and file.parent.parent == here:
             name, build = file.stem.replace("_", " "), Build((file,), include_dirs=(here,))
         else:
             continue
@@ -247,11 +261,11 @@ def _read_folder() -> None:
             raise RegistrationError(
                 operation=operation, name=name, message=f"the name is taken; give {file} another one"
             )
-        if cmake.is_file():
+        if cmake.is_file() and file.suffix != _CUDA:
             build = Build(build.sources, include_dirs=build.include_dirs, cmake=cmake)
         version = f"/{builder.digest_of_sources(cpp.request_of(f'{operation}-{name}', build))}"
-        text = (file.suffix == ".cpp" and registry.description(file)) or f"your own, {file.name}"
-        algorithm = Algorithm(operation, name, "cpp", text, file, build, version=version)
+        text = (is_source and registry.description(file)) or f"your own, {file.name}"
+        algorithm = Algorithm(operation, name, _platform_of(file), text, file, build, version=version)
         registry.add(algorithm)
         _from_folder.append(algorithm)
     _folder_state = state

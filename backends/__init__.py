@@ -37,8 +37,9 @@ class Platform(Protocol):
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         """Bytes of scratch memory that one call asks ai3 for, on this process's threads; 0 where it asks for none."""
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
-        """Before these algorithms are measured: finds the fastest of the ways that any of them has."""
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
+        """Before these algorithms are measured, or run: finds the fastest of the ways that any of them has. In a graph
+        images are channels_last, and an activation follows; else they are contiguous."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm works on channels_last images without converting them."""

@@ -26,7 +26,14 @@ class CudaPlatform(NativePlatform):
 
     def request(self, algorithm: Algorithm) -> builder.Request:
         assert algorithm.source is not None
-        return builder.kernel_request(algorithm.label, (algorithm.source,), link_flags=("-ldl",))
+        own = algorithm.build
+        return builder.kernel_request(
+            algorithm.label,
+            (algorithm.source,),
+            flags=() if own is None else own.flags,
+            include_dirs=() if own is None else own.include_dirs,
+            link_flags=("-ldl", *(() if own is None else own.link_flags)),
+        )
 
     def opened(self, algorithm: Algorithm, library: ctypes.CDLL) -> None:
         set_code = library.ai3_set_device_code
@@ -44,7 +51,8 @@ def device_code(algorithm: Algorithm, sm: int) -> bytes:
     source = algorithm.source
     assert source is not None
     name = f"{builder.file_name(algorithm.label)}-{nvrtc.arch(sm)}"
-    request = builder.Request(name, (source,), nvrtc.FLAGS, include_dirs=(builder.INCLUDE,))
+    folders = () if algorithm.build is None else algorithm.build.include_dirs
+    request = builder.Request(name, (source,), nvrtc.FLAGS, include_dirs=(*folders, builder.INCLUDE))
     key = builder.device_key_of(request, nvrtc.version(), nvrtc.arch(sm))
 
     def make(folder: Path) -> Path:

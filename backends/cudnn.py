@@ -45,19 +45,19 @@ class CudnnPlatform(NativePlatform):
         assert algorithm.source is not None
         return builder.kernel_request(algorithm.label, (algorithm.source,))
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
         """`auto` is measured with the fastest of its plans."""
         for algorithm in algorithms:
             if spec.operation == "conv2d" and algorithm.name == AUTO:
-                search([_call(algorithm, spec)])
+                search([_call(algorithm, spec, in_graph)])
 
     def args(self, algorithm: Algorithm, spec: OpSpec) -> abi.Args:
         return gpu.set_device(super().args(algorithm, spec))
 
 
-def _call(algorithm: Algorithm, spec: OpSpec) -> cudnn_search.Call:
-    """A call as a graph would make it, as far as the operation alone tells: in channels_last, with the activation that
-    mostly follows."""
+def _call(algorithm: Algorithm, spec: OpSpec, in_graph: bool) -> cudnn_search.Call:
+    """A call as far as the operation alone tells: in a graph in channels_last, with the activation that mostly
+    follows."""
     shapes: list[list[Any]] = []
 
     def described(shape: tuple[int, ...], channels_last: bool) -> list[Any]:
@@ -67,10 +67,12 @@ def _call(algorithm: Algorithm, spec: OpSpec) -> cudnn_search.Call:
 
     operation, attributes = OPERATIONS[spec.operation], dict(spec.attributes)
     bias = None if spec.bias is None else described(spec.bias.shape, False)
-    operands = (described(spec.input_shape, True), described(spec.weight.shape, False), bias)
+    operands = (described(spec.input_shape, in_graph), described(spec.weight.shape, False), bias)
     args, kwargs = operation.arguments(*operands, attributes, algorithm.id, True)
     names = [argument.name for argument in operation.overload._schema.arguments]
-    given = {**dict(zip(names, args)), **kwargs, "channels_last": True, "activation": NUMBERS["relu"]}
+    given = {**dict(zip(names, args)), **kwargs}
+    if in_graph:
+        given |= {"channels_last": True, "activation": NUMBERS["relu"]}
     for name, value in given.items():
         shapes.append([name, *(value if isinstance(value, list) else ["value", value])])
     return operation.op_name.removeprefix("ai3::"), shapes

@@ -145,7 +145,7 @@ class NativePlatform:
         args.runtime = ctypes.pointer(abi.Runtime(num_threads=torch.get_num_threads()))
         return int(table.workspace_bytes(args))
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
         """Nothing to search: an algorithm has one way."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:

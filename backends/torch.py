@@ -34,7 +34,7 @@ class TorchPlatform:
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         return 0
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
         """Nothing to search."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:

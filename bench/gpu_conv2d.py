@@ -59,7 +59,7 @@ def _row(call: Call, known: list[registry.Algorithm]) -> dict[str, Any]:
             refused[algorithm.qualified] = reason
             continue
         platform = registry.platforms()[algorithm.platform]
-        platform.search([algorithm], call.spec)
+        platform.search([algorithm], call.spec, in_graph=True)
         nhwc = platform.prefers_channels_last(algorithm)
         sides[algorithm.qualified] = layers.side(algorithm, last if nhwc else call, nhwc)
     with torch.inference_mode():

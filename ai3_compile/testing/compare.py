@@ -114,7 +114,9 @@ def compare(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise OptionValueError(name="dtype", expected="a floating point torch.dtype", found=repr(dtype))
     names = [algorithms] if isinstance(algorithms, str) else algorithms
-    named = registry.for_device(operation, "cpu") if names is None else [registry.find(operation, name) for name in names]
+    named = (
+        registry.for_device(operation, "cpu") if names is None else [registry.find(operation, name) for name in names]
+    )
     others = [a for a in dict.fromkeys(named) if a.platform != "torch"]
     calls = calls_of(operation, shapes, dtype)
     core.load()
