@@ -8,15 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from . import registry
 from .errors import OptionValueError
 from .model import convert
-from .ops import OPERATIONS
+from .ops import GRADIENTS, OPERATIONS
 from .selection.selector import POLICIES
+
+_FORWARD = tuple(operation for operation in OPERATIONS if operation not in GRADIENTS)  # aithree did not train
 
 FROM_BACKEND: str | None = None
 """The framework of the networks that are swapped and converted; None: that of the network at hand."""
 
 SUPPORTED_FROM_BACKENDS: Sequence[str] = ("torch",)
 
-DEFAULT_ALGOS: Mapping[str, str] = {operation: "default" for operation in OPERATIONS}
+DEFAULT_ALGOS: Mapping[str, str] = {operation: "default" for operation in _FORWARD}
 """The selector of an operation for which none is given."""
 
 
@@ -24,15 +26,15 @@ class _SupportedAlgorithms(Mapping[str, Sequence[str]]):
     """Read when asked: algorithms can be registered at any time."""
 
     def __getitem__(self, operation: str) -> Sequence[str]:
-        if operation not in OPERATIONS:
+        if operation not in _FORWARD:
             raise KeyError(operation)
         return [*dict.fromkeys(a.name for a in registry.of_operation(operation)), *POLICIES]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(OPERATIONS)
+        return iter(_FORWARD)
 
     def __len__(self) -> int:
-        return len(OPERATIONS)
+        return len(_FORWARD)
 
     def __repr__(self) -> str:
         return repr(dict(self))

@@ -103,11 +103,15 @@ def _context(
 
 
 class _Ai3Pass(CustomGraphPass):
-    """ai3's passes as Inductor runs them: on the forward graph, before its own passes after partitioning."""
+    """ai3's passes as Inductor runs them: on both graphs, before its own passes after partitioning."""
 
     def __init__(self, policy: Policy, report: GraphReport, is_sharded: bool) -> None:
         self.policy, self.report, self.is_sharded = policy, report, is_sharded
         self.ran = False
+        self.backward: GraphReport | None = None
+        """Of the backward, which is compiled when it is first needed; None where it is left alone."""
+        self.key: str | None = None
+        """What the report of the backward is kept under."""
         before = inductor_config.post_grad_custom_pre_pass  # what the user set runs first
         self.before = before if isinstance(before, (list, tuple)) else [] if before is None else [before]
 
@@ -116,7 +120,12 @@ class _Ai3Pass(CustomGraphPass):
             step(graph)
         name = get_aot_graph_name()
         if "backward" in name:
-            passes.decompose.decompose_all(graph)
+            if self.backward is None:
+                passes.decompose.decompose_all(graph)
+                return
+            passes.run_backward(graph, _context(self.policy, self.backward, (), is_inference=False, decompose=True))
+            if self.key is not None:
+                store.save(self.key, self.backward)
             return
         self.ran = True
         is_inference = "inference" in name
@@ -144,6 +153,7 @@ class _Ai3Pass(CustomGraphPass):
             torch.get_num_threads(),  # what is measured for `auto` depends on it
             self.is_sharded,
             before,
+            self.key,  # another graph's backward would have no report
         )
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
@@ -166,6 +176,13 @@ class _Decompositions(dict[Any, Any]):
 
     def __reduce__(self) -> tuple[type[_Decompositions], tuple[bool]]:
         return _Decompositions, (self.is_inference,)
+
+
+def _backward_report(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy) -> GraphReport | None:
+    """The report, empty yet, of a backward in which the user has chosen algorithms; None where it is left alone."""
+    if not (_wants_gradients(gm, example_inputs) and passes.backward.asked_for(policy)):
+        return None
+    return GraphReport(f"backward of {_title(gm)}".removesuffix(" of "))
 
 
 def _wants_gradients(gm: GraphModule, example_inputs: Sequence[Any]) -> bool:
@@ -222,6 +239,10 @@ def _with_inductor(
         return compiled
 
     key = store.key(gm, example_inputs, ai3_pass.uuid())
+    backward = _backward_report(gm, example_inputs, policy)
+    if backward is not None:
+        backward.rest = "Inductor"
+        ai3_pass.backward, ai3_pass.key = backward, f"{key}-backward"
     compiled = compile_now()
     if ai3_pass.ran:
         store.save(key, report)
@@ -230,12 +251,16 @@ def _with_inductor(
         saved = store.load(key)
         if saved is not None:
             report = saved
+            if backward is not None and (before := store.load(f"{key}-backward")) is not None:
+                backward.rows.extend(before.rows)
         else:
             log.info("recompiling without Inductor's cache: the report of this graph is not in %s", store.folder())
-            with inductor_config.patch(force_disable_caches=True):
-                compiled = compile_now()
+            patches["force_disable_caches"] = True  # of the backward as well, which is compiled later
+            compiled = compile_now()
             store.save(key, report)
     history.add(report, continues=history.is_continuation(gm))
+    if backward is not None:
+        history.add(backward, continues=True)
     constants = [*gm.parameters(), *gm.buffers()]
     if not on_gpu.is_on_gpu((*example_inputs, *constants)):
         return compiled
@@ -249,6 +274,7 @@ def _with_inductor(
 
 def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None) -> Callable[..., Any]:
     report = GraphReport(_title(gm))
+    backward = _backward_report(gm, example_inputs, policy)
     is_sharded = _is_sharded(gm)
 
     def compiler(is_inference: bool) -> Callable[..., Any]:
@@ -259,7 +285,7 @@ def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, 
             left = len(passes.left_to_torch(forward.graph))
             if policy.rest == "auto" and left >= _MANY:
                 raise _ManyAreLeft
-            report.rest = f"eager PyTorch ({left} operation{'s' * (left != 1)})"
+            report.rest = _eager_rest(left)
             forward.recompile()
             run = forward.forward
             if on_gpu.is_on_gpu(inputs):
@@ -268,13 +294,31 @@ def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, 
 
         return compile_forward
 
+    def compile_backward(graph_module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        run = graph_module.forward
+        if backward is not None:
+            context = _context(policy, backward, (), is_inference=False, decompose=False)
+            passes.run_backward(graph_module.graph, context)
+            backward.rest = _eager_rest(len(passes.left_to_torch(graph_module.graph)))
+            graph_module.recompile()
+            run = graph_module.forward
+            if on_gpu.is_on_gpu(inputs):
+                run = on_gpu.Guarded(run, (), max_workspace=policy.max_workspace)
+        return make_boxed_func(run)
+
     compiled = aot_autograd(
         fw_compiler=compiler(is_inference=False),
-        bw_compiler=lambda backward, inputs: make_boxed_func(backward.forward),
+        bw_compiler=compile_backward,
         inference_compiler=compiler(is_inference=True),
     )(gm, example_inputs)
     history.add(report, continues=history.is_continuation(gm))
+    if backward is not None:
+        history.add(backward, continues=True)
     return compiled
+
+
+def _eager_rest(left: int) -> str:
+    return f"eager PyTorch ({left} operation{'s' * (left != 1)})"
 
 
 def _title(gm: GraphModule) -> str:

@@ -21,7 +21,7 @@ from .errors import (
     SelectorLengthError,
     UnsupportedCallableError,
 )
-from .ops import MODULES, OPERATIONS
+from .ops import GRADIENTS, MODULES, OPERATIONS
 from .report import GraphReport, Report, history
 from .selection import Selector, parse_selector
 from .selection.selector import POLICIES, parse_names, takes_shape
@@ -139,9 +139,10 @@ def _operation(op_type: object) -> tuple[str, type[nn.Module]]:
         if name in MODULES:
             return name, OPERATIONS[name].modules[0]
         if name in OPERATIONS:
+            entries = "" if name in GRADIENTS else " and ai3.convert"
             raise UnsupportedCallableError(
                 message=f"Unsupported callable: {name} is no module of torch.nn, so there is nothing to swap; "
-                f"torch.compile(model, backend='ai3') and ai3.convert find it in the whole network."
+                f"torch.compile(model, backend='ai3'){entries} find{'' if entries else 's'} it in the whole network."
             )
     elif isinstance(op_type, type):
         for name, operation in OPERATIONS.items():

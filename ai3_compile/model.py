@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 from . import registry
 from .eager import AlgorithmicSelector, check_module, run_sample, swap_operation
-from .errors import InputError, ModuleError, OptionValueError, SelectorError
-from .ops import OPERATIONS
+from .errors import InputError, ModuleError, OptionValueError, SelectorError, UnsupportedCallableError
+from .ops import GRADIENTS, OPERATIONS
 from .options import Policy
 from .report import Report, history
 from .selection import OpSpec, Selector, parse_selector
@@ -96,7 +96,11 @@ def _selectors(algos: object) -> dict[str, Selector]:
             name="algos", expected="a dict from operations to selectors, {'conv2d': 'direct'}", found=repr(algos)
         )
     for name in algos:
-        registry.check_operation(name)
+        if registry.check_operation(name) in GRADIENTS:
+            raise UnsupportedCallableError(
+                message=f"Unsupported callable: {name} is of training, and a converted model only predicts; "
+                f"torch.compile(model, backend='ai3', options={{{name!r}: ...}}) trains with it."
+            )
     return {
         name: parse_selector(name, algos.get(name, "default"), registry.of_operation(name), exact=False)
         for name in OPERATIONS

@@ -1,12 +1,12 @@
 """The graph passes over ATen graphs, in the order they run: select, fold, fuse, prologue, decompose, copies, layout,
-concat, plans, sequence."""
+concat, backward, plans, sequence."""
 
 from __future__ import annotations
 
 from torch.fx import Graph
 
 from .. import on_gpu
-from . import concat, copies, decompose, fold, fuse, layout, plans, prologue, select, sequence
+from . import backward, concat, copies, decompose, fold, fuse, layout, plans, prologue, select, sequence
 from .context import Context
 from .left import left_to_torch
 
@@ -19,6 +19,7 @@ PASSES = (
     copies.run,
     layout.run,
     concat.run,
+    backward.run,
     plans.run,
     sequence.run,
 )
@@ -33,4 +34,11 @@ def run(graph: Graph, context: Context) -> None:
         step(graph, context)
 
 
-__all__ = ["PASSES", "Context", "left_to_torch", "run"]
+def run_backward(graph: Graph, context: Context) -> None:
+    """The same for the backward of a graph, where only gradients have algorithms."""
+    context.report.clear()  # it may be compiled again
+    backward.run(graph, context)
+    decompose.run(graph, context)
+
+
+__all__ = ["PASSES", "Context", "left_to_torch", "run", "run_backward"]

@@ -68,6 +68,11 @@ class GraphReport:
         self.rows: list[Row] = []
         self._nodes: dict[Node, Row] = {}
 
+    def clear(self) -> None:
+        """Forgets the rows."""
+        self.rows.clear()
+        self._nodes.clear()
+
     def add(self, decision: Decision, node: Node | None) -> None:
         """The row of a decision, and of the graph's node that it is about."""
         spec = decision.spec

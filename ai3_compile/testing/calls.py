@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedCallableError
-from ..ops import OPERATIONS, activations
+from ..ops import GRADIENTS, OPERATIONS, activations
 from ..ops.base import allows_tf32, four_paddings, image
 from ..selection import OpSpec, TensorSpec
 from . import cases, references
@@ -161,6 +161,10 @@ def flatten(shape: tuple[int, ...], dtype: torch.dtype) -> Call:
 
 def require_cases(operation: str) -> None:
     """Raises UnsupportedCallableError where there are no cases of an operation."""
+    if operation in GRADIENTS:
+        raise UnsupportedCallableError(
+            message=f"{operation} is a gradient: neither check_algorithm nor compare has cases of it"
+        )
     if operation == "attention":
         raise UnsupportedCallableError(
             message="attention takes tensors beyond an input, a weight and a bias: neither check_algorithm nor compare "

@@ -99,6 +99,7 @@ def run_kernel(
     in_place: bool = False,
     threads: int = 3,
     allow_tf32: bool = False,
+    key: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
@@ -106,9 +107,9 @@ def run_kernel(
     before and behind the output's own, where it is a slice of a larger image; `within` are those of the input, all NaN;
     `prologue` is a scale and a shift [C] and the number of an activation; with `in_place` the residual lies where the
     output is written; `threads` is how many the algorithm is told that there are. On a GPU the tensors are on it, and
-    the residual and the activation are those that the algorithm `fuses`. Raises KernelMemoryError where memory
-    is written that is not the algorithm's to write, or left unwritten, RuntimeError with the message that the algorithm
-    fails with.
+    the residual and the activation are those that the algorithm `fuses`; `key` is the gradient that
+    conv2d.grad_weight takes. Raises KernelMemoryError where memory is written that is not the algorithm's to write, or
+    left unwritten, RuntimeError with the message that the algorithm fails with.
     """
     flags = table.flags if layout is None else layout
     channels_last = bool(flags & abi.NHWC) and input.dim() == 4
@@ -154,6 +155,8 @@ def run_kernel(
     args.runtime = ctypes.pointer(runs_on)
     if weight is not None:
         args.weight.data = guarded("weight", weight.numel() * size, weight).address
+    if key is not None:
+        args.key.data = guarded("key", key.numel() * size, key).address
     if bias is not None:
         args.bias, args.has_bias = guarded("bias", bias.numel() * size, bias).address, 1
     if residual is not None:

@@ -6,6 +6,7 @@
 
 #include "ai3/conv2d.h"
 #include "ai3/depthwise.h"
+#include "ai3/pixel_block.h"
 #include "ai3/stem.h"
 
 namespace {
@@ -14,37 +15,6 @@ using ai3::ConvSizes;
 using ai3::kLanes;
 using ai3::Taps;
 using ai3::Vec;
-
-// total[M][N] += the products of M pixels, `stride` apart, with `steps` rows of a panel.
-template <int M, int N, typename T>
-void add_pixels(Vec<T>* total, const T* pixels, int64_t stride, int64_t steps, const T* b) {
-  const T* a[M];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) a[m] = pixels + m * stride;
-  while (steps > 0) {
-    const int64_t now = std::min(steps, ai3::kSumSteps);
-    Vec<T> sum[M][N] = {};
-    ai3::multiply_add<M, N, T>(sum, a, now, b, b);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      a[m] += now;
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) total[m * N + n] += sum[m][n];
-    }
-    b += now * N * kLanes<T>;
-    steps -= now;
-  }
-}
-
-template <int N, typename T>
-void add_segment(Vec<T>* total, const T* pixels, int64_t count, int64_t stride, int64_t steps, const T* b) {
-  if (count == ai3::kBlockRows) return add_pixels<ai3::kBlockRows, N, T>(total, pixels, stride, steps, b);
-  for (; count >= 4; count -= 4, total += 4 * N, pixels += 4 * stride)
-    add_pixels<4, N, T>(total, pixels, stride, steps, b);
-  for (; count >= 2; count -= 2, total += 2 * N, pixels += 2 * stride)
-    add_pixels<2, N, T>(total, pixels, stride, steps, b);
-  if (count > 0) add_pixels<1, N, T>(total, pixels, stride, steps, b);
-}
 
 // One output row (`line` counts them over all images) and one panel of one group.
 template <int N, typename T>
@@ -63,14 +33,14 @@ void run_row(const ai3_args* a, const ConvSizes& s, int64_t line, int64_t group,
       const T* pixels = image + (top + r * a->dilation_h) * s.width * s.channels;
       const T* b = packed + r * a->kernel_w * tap_size;
       if (inside && adjacent) {
-        add_segment<N, T>(total, pixels + left * s.channels, count, pixel_stride, a->kernel_w * steps, b);
+        ai3::add_segment<N, T>(total, pixels + left * s.channels, count, pixel_stride, a->kernel_w * steps, b);
         continue;
       }
       for (int64_t x = 0; x < a->kernel_w; ++x, b += tap_size) {
         const int64_t start = left + x * a->dilation_w;
         const Taps valid(start, count, a->stride_w, s.width);
-        add_segment<N, T>(total + valid.first * N, pixels + start * s.channels + valid.first * pixel_stride,
-                          valid.last - valid.first, pixel_stride, steps, b);
+        ai3::add_segment<N, T>(total + valid.first * N, pixels + start * s.channels + valid.first * pixel_stride,
+                               valid.last - valid.first, pixel_stride, steps, b);
       }
     }
     ai3::write_rows<T>(total, count, N, to);

@@ -84,6 +84,8 @@ std::array<int64_t, 4> image_strides(const std::array<int64_t, 4>& s, bool chann
   return {n(s[1]) * n(s[2]) * n(s[3]), n(s[2]) * n(s[3]), n(s[3]), 1};
 }
 
+}  // namespace
+
 bool image_is(const Tensor& t, bool channels_last) {
   const auto sizes = image_sizes(t);
   const auto expected = image_strides(sizes, channels_last);
@@ -95,13 +97,27 @@ bool image_is(const Tensor& t, bool channels_last) {
   return true;
 }
 
-// A tensor whose memory is an image in this layout: itself where it is one already.
 Tensor image_as(const Tensor& t, bool channels_last) {
   if (image_is(t, channels_last)) return t;
   if (!channels_last) return torch::stable::contiguous(t);
   const Tensor batched = t.dim() == 3 ? torch::stable::unsqueeze(t, 0) : t;
   return torch::stable::contiguous(batched, MemoryFormat::ChannelsLast);
 }
+
+ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable) {
+  ai3_tensor view{};
+  view.data = writable ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+  view.ndim = 4;
+  const auto sizes = image_sizes(t);
+  const auto strides = image_strides(sizes, channels_last);
+  for (int d = 0; d < 4; ++d) {
+    view.size[d] = sizes[d];
+    view.stride[d] = strides[d];
+  }
+  return view;
+}
+
+namespace {
 
 // Elements between the pixels of an image that is some of the channels of a larger channels_last one; 0 for another.
 int64_t pixel_stride(const Tensor& t) {
@@ -118,19 +134,6 @@ int64_t pixel_stride(const Tensor& t) {
     return stride >= sizes[1] ? stride : 0;
   }
   return 0;
-}
-
-ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable) {
-  ai3_tensor view{};
-  view.data = writable ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
-  view.ndim = 4;
-  const auto sizes = image_sizes(t);
-  const auto strides = image_strides(sizes, channels_last);
-  for (int d = 0; d < 4; ++d) {
-    view.size[d] = sizes[d];
-    view.stride[d] = strides[d];
-  }
-  return view;
 }
 
 // Fills in the input, which is copied where the algorithm does not take it as it lies; gives what holds its memory.

@@ -130,6 +130,15 @@ Tensor view_from(const Tensor& of, int64_t offset, const Sizes& sizes, const Str
   return Tensor(made);
 }
 
+// Whether a tensor's memory is an image in this layout.
+bool image_is(const Tensor& t, bool channels_last);
+
+// A tensor whose memory is an image in this layout: itself where it is one already.
+Tensor image_as(const Tensor& t, bool channels_last);
+
+// As algorithms take it, of what is an image in this layout.
+ai3_tensor image_view(const Tensor& t, bool channels_last, bool writable);
+
 // An image [N,C,H,W] like `like` of another size, or [C,H,W], which is always contiguous.
 Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last);
 

@@ -58,6 +58,10 @@ def calls():
     yield "flatten", ops.flatten.default, (x, 1, -1, identity("flatten"))
     q, k, v = image(2, 3, 5, 7), image(2, 3, 6, 7), image(2, 3, 6, 4)
     terms = image(3, 5, 6), image(2, 1, 5, 6)
+    grad, window = image(2, 4, 5, 6), (2, 2, 1, 1, 1, 1, 1, 1, 1)
+    yield "conv2d_grad_input", ops.conv2d_grad_input.default, (grad, w, 9, 11, *window, identity("conv2d.grad_input"))
+    last = (identity("conv2d.grad_weight"), True)
+    yield "conv2d_grad_weight", ops.conv2d_grad_weight.default, (grad, x, 3, 3, *window, *last)
     yield "attention", ops.attention.default, (q, k, v, None, None, 0.5, False, True, identity("attention"))
     yield "attention-terms", ops.attention.default, (q, k, v, *terms, 0.5, True, False, identity("attention"))
 
@@ -80,6 +84,10 @@ def test_every_operation_is_checked():
 def expected_of(name: str, args: tuple) -> torch.Tensor:
     """What a call computes, written with PyTorch's operations."""
     x = args[0]
+    if name == "conv2d_grad_input":
+        return torch.nn.grad.conv2d_input((2, 3, 9, 11), args[1], x, 2, 1)
+    if name == "conv2d_grad_weight":
+        return torch.nn.grad.conv2d_weight(args[1], (4, 3, 3, 3), x, 2, 1)
     if name.startswith("conv2d"):
         w, b, sh, sw, top, bottom, left, right, dh, dw, groups = args[1:12]
         residual, activation, gamma, beta, mean, var, eps = (*args[15:22], None, 0, *(None,) * 4, 0.0)[:7]
@@ -184,7 +192,7 @@ def test_other_operations_take_any_layout(name, layout):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CALLS if not any(word in n for word in ("unbatched", "everything", "attention"))]
+    "name", [n for n in CALLS if not any(word in n for word in ("unbatched", "everything", "attention", "grad"))]
 )
 def test_an_empty_batch_gives_an_empty_output(name):
     op, args = CALLS[name]

@@ -74,16 +74,20 @@ def test_gradients_go_through_a_triton_kernel(triton_relu):
     assert all(relative_error(a.grad, b.grad) < 1e-4 for a, b in zip(model.parameters(), reference.parameters()))
 
 
-def test_a_name_of_the_cpu_is_refused_and_default_leaves_it_to_torch(triton_relu):
+# PyTorch's default rounds the products of convolutions to TF32, and another algorithm rounds others.
+ROUNDED = 2e-3
+
+
+def test_a_name_of_the_cpu_is_refused_and_default_follows_the_device():
     model, x = net(), image()
     expected = model(x)
     with pytest.raises(errors.NothingFitsError, match="runs on the CPU, and this operation on cuda"):
-        ai3.swap_operation("conv2d", model, "direct", (2, 3, 12, 12))
+        ai3.swap_operation("conv2d", model, "direct@cpp", (2, 3, 12, 12))
     for operation in ("conv2d", "linear", "maxpool2d", "flatten"):
         ai3.swap_operation(operation, model, "default")
-    assert torch.equal(model(x), expected)
+    assert relative_error(model(x), expected) < ROUNDED
     model.cpu()
-    assert relative_error(model(x.cpu()), expected.cpu()) < 1e-4
+    assert relative_error(model(x.cpu()), expected.cpu()) < ROUNDED
 
 
 def test_a_model_moves_between_devices():
@@ -92,10 +96,12 @@ def test_a_model_moves_between_devices():
     model = ai3.convert(network.cpu(), {}, (2, 3, 12, 12))
     assert any(row.algorithm.endswith("@cpp") for row in model.report)
     found = model.to("cuda")(x)
-    assert relative_error(found, expected) < 1e-4 and {row.algorithm for row in model.report} == {"torch"}
+    assert relative_error(found, expected) < ROUNDED
+    assert any("@cu" in row.algorithm for row in model.report)
+    assert not any(row.algorithm.endswith("@cpp") for row in model.report)
     with pytest.raises(errors.InputError, match="The model is on cuda"):
         model(x.cpu())
-    assert relative_error(model.to("cpu")(x.cpu()), expected.cpu()) < 1e-4
+    assert relative_error(model.to("cpu")(x.cpu()), expected.cpu()) < ROUNDED
     assert any(row.algorithm.endswith("@cpp") for row in model.report)
 
 
@@ -105,10 +111,11 @@ def test_a_model_on_the_gpu_is_saved_and_loaded(tmp_path):
     assert torch.equal(ai3.load(tmp_path / "m.ai3")(x), model(x))
 
 
-def test_autocast_and_half_precision_are_left_to_torch():
+def test_autocast_is_followed():
     model, x = net(), image()
     with torch.autocast("cuda", torch.float16):
         expected = model(x)
         ai3.swap_operation("conv2d", model, "default")
         ai3.swap_operation("linear", model, "default")
-        assert model(x).dtype == expected.dtype and torch.equal(model(x), expected)
+        found = model(x)
+    assert found.dtype == expected.dtype and relative_error(found, expected) < ROUNDED

@@ -101,6 +101,8 @@ def test_every_case_through_pytorch(algorithm):
     for case in cases.CONVS:
         for channels_last in (False, True):
             call = gradients.make(algorithm.operation, case, device="cuda", channels_last=channels_last)
+            if channels_last and call.image.is_contiguous():
+                continue  # it lies both ways, and counts as contiguous
             if algorithm.supports(call.spec) is not None:
                 with pytest.raises(RuntimeError, match="cannot run here: "):
                     call.through_torch(algorithm)

@@ -1,5 +1,5 @@
-// float16 and bfloat16 on a GPU, by the instructions that convert them: no CUDA header is needed, which PyTorch's wheels
-// bring only in part.
+// float16 and bfloat16 on a GPU, by the instructions that convert them: no CUDA header is needed, which PyTorch's
+// wheels bring only in part.
 #pragma once
 
 namespace ai3 {

@@ -1,0 +1,66 @@
+// Implicit GEMM on tensor cores: the rows of the im2col matrix are read in place; float32 as TF32 or, strictly, 3xTF32.
+// Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv 1410.0759; see ai3/gemm_tile.cuh.
+#ifdef __CUDACC__
+
+#include <ai3/gemm_kernels.cuh>
+
+#else
+
+#include <ai3/gemm_host.cuh>
+
+namespace {
+
+const char* supports(const ai3_args* a) {
+  if (a->dtype == AI3_OTHER) return "needs a floating-point type";
+  if (a->sm < 80) return "needs compute capability 8.0";
+  if (a->groups > 1 && a->weight.size[1] == 1) return "depthwise: direct computes it";
+  constexpr int64_t kMost = int64_t(1) << 31;
+  const int64_t* in = a->input.size;
+  if (a->output.size[0] * a->output.size[2] * a->output.size[3] >= kMost) return "has 2^31 pixels";
+  if (in[2] * in[3] * a->input.stride[3] >= kMost) return "has images of 2^31 elements";
+  if ((in[2] + in[3] + a->pad_top + a->pad_left) + a->kernel_h * a->dilation_h + a->kernel_w * a->dilation_w >=
+      kMost / 4)
+    return "has a window or sides of 2^29";
+  if (a->weight.size[1] * a->kernel_h * a->kernel_w >= kMost / 2) return "has 2^30 weights for an output";
+  return nullptr;
+}
+
+ai3::GemmShape shape(const ai3_args* a) {
+  const bool has_window = a->kernel_h * a->kernel_w > 1 || a->stride_h * a->stride_w > 1 || a->pad_top || a->pad_left ||
+                          a->pad_bottom || a->pad_right;
+  return {.args = a,
+          .rows = a->output.size[0] * a->output.size[2] * a->output.size[3],
+          .columns = a->weight.size[0] / a->groups,
+          .channels = a->weight.size[1],
+          .kernel_h = a->kernel_h,
+          .kernel_w = a->kernel_w,
+          .groups = a->groups,
+          .in_pixel = a->input.stride[3],
+          .out_pixel = a->output.stride[3],
+          .has_window = has_window};
+}
+
+double cost(const ai3_args* a) { return ai3::gemm_cost(shape(a)); }
+size_t packed_bytes(const ai3_args* a) { return ai3::gemm_packed_bytes(shape(a)); }
+void pack(const ai3_args* a, void* dst) { ai3::gemm_pack(shape(a), dst); }
+
+void run(const ai3_args* a) { ai3::run_gemm(shape(a)); }
+
+const ai3_kernel kernel = {
+    .abi_version = AI3_ABI_VERSION,
+    .operation = "conv2d",
+    .algorithm = "implicit gemm",
+    .version = 1,
+    .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT | AI3_STRIDED_INPUT | AI3_RESIDUAL_IN_PLACE,
+    .supports = supports,
+    .cost = cost,
+    .packed_bytes = packed_bytes,
+    .pack = pack,
+    .pack_variant = ai3::gemm_pack_variant,
+    .run = run};
+
+}  // namespace
+
+extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
+
+#endif
