@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+log = logging.getLogger(__name__)
 
 _ROUNDS = 5
 _WARM_UP = 3
@@ -19,20 +22,25 @@ _HOPELESS = 8.0
 
 
 def seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each call. One that cannot be captured, as where it waits for the device, is timed as it is."""
+    """Median seconds of each call. One that cannot be captured, as where it waits for the device, is timed as it is; one
+    that fails is left out, and said."""
     stream = torch.cuda.Stream()
     taken: dict[str, list[float]] = {}
     runs: dict[str, tuple[Callable[[], Any], int]] = {}
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.inference_mode():
         for name, call in calls.items():
-            for _ in range(_WARM_UP):
-                call()
-            once = _timed(call, 1)
+            try:
+                for _ in range(_WARM_UP):
+                    call()
+                once = _timed(call, 1)
+            except RuntimeError as error:  # an algorithm's own failure, or too little memory
+                log.warning("%s is left out of what is measured: it failed: %s", name, error)
+                continue
             count = max(1, min(_MAX_RUNS, math.ceil(_LONG_ENOUGH / max(once, 1e-6))))
             runs[name] = _captured(call, count, stream)
             taken[name] = [_timed(*runs[name])]
-        best = min(min(found) for found in taken.values())
+        best = min((min(found) for found in taken.values()), default=math.inf)
         for _ in range(_ROUNDS):
             for name, run in runs.items():
                 if taken[name][0] < _HOPELESS * best:

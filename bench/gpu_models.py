@@ -116,9 +116,10 @@ def _row(name: str, batch: int, precision: str, given: argparse.Namespace) -> di
 def _algorithms() -> dict[str, int]:
     """How often each algorithm was chosen, by `auto` in the network that was compiled last with it."""
     counted: dict[str, int] = {}
-    for row in ai3.last_report():
-        key = f"{row.operation} {row.algorithm}"
-        counted[key] = counted.get(key, 0) + 1
+    with contextlib.suppress(LookupError):  # it failed
+        for row in ai3.last_report():
+            key = f"{row.operation} {row.algorithm}"
+            counted[key] = counted.get(key, 0) + 1
     return counted
 
 

@@ -152,7 +152,7 @@ def _passed_over(
     if other.name in considered or other.qualified in considered:
         return f"comes after {chosen.qualified} in {selector!r}"
     if costs and other.platform != TORCH and other.only_by_name is None:
-        return "has no cost estimate"
+        return "could not be measured: the log says why" if step == AUTO else "has no cost estimate"
     return _not_named(other, considered, selector)
 
 

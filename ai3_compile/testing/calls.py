@@ -73,7 +73,8 @@ def in_dtype(call: Call, dtype: torch.dtype, device: str) -> Call:
     """The same call in another precision and place; PyTorch's settings there say what products may be rounded."""
 
     def moved(t: torch.Tensor | None) -> torch.Tensor | None:
-        return None if t is None else t.to(device, dtype)
+        # On the device: the CPU makes a bfloat16 NaN of all ones, which is what unwritten memory holds here.
+        return None if t is None else t.to(device).to(dtype)
 
     input, weight, bias, residual = map(moved, call.tensors)
     assert input is not None

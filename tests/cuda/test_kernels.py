@@ -32,7 +32,8 @@ FORWARD = ("conv2d", "linear", "maxpool2d", "avgpool2d", "adaptiveavgpool2d", "r
 ALGORITHMS = [a for a in registry.algorithms() if a.platform in PLATFORMS and a.operation in FORWARD]
 
 
-def bound(algorithm: registry.Algorithm, dtype: torch.dtype, tf32: bool) -> float:
+def bound(algorithm: registry.Algorithm, dtype: torch.dtype, tf32: bool, terms: int) -> float:
+    """FFMA kernels add `terms` products in one plain sum."""
     operation = algorithm.operation
     if operation in references.EXACT:
         return 0.0
@@ -40,7 +41,7 @@ def bound(algorithm: registry.Algorithm, dtype: torch.dtype, tf32: bool) -> floa
         return HALVES[dtype]
     if tf32:
         return TF32
-    least = references.bound(operation, algorithm.name, dtype)
+    least = references.bound(operation, algorithm.name, dtype, terms)
     return max(least, TRANSFORMED.get(algorithm.name, 0.0)) if dtype == torch.float32 else least
 
 
@@ -60,7 +61,7 @@ def supported(table: harness.abi.Kernel, call: calls.Call, layout: int | None, *
 def wrong(algorithm: registry.Algorithm, call: calls.Call, tf32: bool) -> tuple[int, list[str]]:
     """On how many layouts the algorithm computed the call, and what was wrong."""
     table, found, computed = harness.table_of(algorithm), [], 0
-    limit, expected = bound(algorithm, call.spec.dtype, tf32), None
+    limit, expected = bound(algorithm, call.spec.dtype, tf32, call.terms), None
     number = activations.NUMBERS[call.activation]
     for layout in layouts(table, call):
         reason = supported(table, call, layout)
@@ -143,7 +144,7 @@ def test_slices(algorithm, precision):
             call = calls.in_dtype(plain, dtype, "cuda")
             if not table.flags & harness.abi.NHWC or supported(table, call, harness.abi.NHWC) is not None:
                 continue
-            expected, limit = call.compute(torch.float64), bound(algorithm, dtype, False)
+            expected, limit = call.compute(torch.float64), bound(algorithm, dtype, False, call.terms)
             for beside, within in (((8, 0), (0, 0)), ((0, 3), (0, 0)), ((0, 0), (8, 0)), ((0, 0), (0, 5))):
                 needed = harness.abi.STRIDED_OUTPUT if any(beside) else harness.abi.STRIDED_INPUT
                 if not table.flags & needed:

@@ -152,12 +152,20 @@ __device__ __forceinline__ void depthwise_planes(const DepthwiseParams& a) {
   AI3_DEPTHWISE_KERNEL(vectors, suffix, depthwise_any<ai3::kLanes<T>, T>) \
   AI3_DEPTHWISE_KERNEL(channels, suffix, depthwise_any<1, T>)             \
   AI3_DEPTHWISE_KERNEL(planes, suffix, depthwise_planes<T>)
-#define AI3_DEPTHWISE_SQUARE(K, S, suffix, T)                                                                         \
-  AI3_KERNEL_BLOCKS(ai3::kWindowThreads, 2, depthwise_##K##x##K##_stride##S##_##suffix, ai3::DepthwiseParams) {       \
-    ai3::depthwise_square<K, S, true, T>(p);                                                                          \
-  }                                                                                                                   \
-  AI3_KERNEL_BLOCKS(ai3::kWindowThreads, 2, depthwise_##K##x##K##_stride##S##_small_##suffix, ai3::DepthwiseParams) { \
-    ai3::depthwise_square<K, S, false, T>(p);                                                                         \
+// With registers for two blocks the compiler leaves some of stride 2 on the stack before Hopper.
+#if __CUDA_ARCH__ >= 900
+#define AI3_SQUARE_BLOCKS(S) 2
+#else
+#define AI3_SQUARE_BLOCKS(S) (3 - S)
+#endif
+#define AI3_DEPTHWISE_SQUARE(K, S, suffix, T)                                                                    \
+  AI3_KERNEL_BLOCKS(ai3::kWindowThreads, AI3_SQUARE_BLOCKS(S), depthwise_##K##x##K##_stride##S##_##suffix,       \
+                    ai3::DepthwiseParams) {                                                                      \
+    ai3::depthwise_square<K, S, true, T>(p);                                                                     \
+  }                                                                                                              \
+  AI3_KERNEL_BLOCKS(ai3::kWindowThreads, AI3_SQUARE_BLOCKS(S), depthwise_##K##x##K##_stride##S##_small_##suffix, \
+                    ai3::DepthwiseParams) {                                                                      \
+    ai3::depthwise_square<K, S, false, T>(p);                                                                    \
   }
 
 #else
