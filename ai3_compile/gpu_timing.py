@@ -22,8 +22,8 @@ _HOPELESS = 8.0
 
 
 def seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each call. One that cannot be captured, as where it waits for the device, is timed as it is; one
-    that fails is left out, and said."""
+    """Median seconds of each call. One that cannot be captured, as where it waits for the device, is timed as it is;
+    one that fails is left out, and said."""
     stream = torch.cuda.Stream()
     taken: dict[str, list[float]] = {}
     runs: dict[str, tuple[Callable[[], Any], int]] = {}
