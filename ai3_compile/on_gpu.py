@@ -26,9 +26,11 @@ def is_on_gpu(values: Iterable[Any]) -> bool:
     return any(isinstance(value, torch.Tensor) and value.is_cuda for value in values)
 
 
-def calls_of(graph: Graph) -> list[Call]:
-    """ai3's operations in a graph that read GPU memory, each as a call on tensors of the same kind."""
-    inputs = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
+def calls_of(graph: Graph, static: Sequence[int]) -> list[Call]:
+    """ai3's operations in a graph that read GPU memory, each as a call on its weights, which `static` numbers among
+    the graph's inputs, and on tensors like the others as they were captured."""
+    placeholders = graph.find_nodes(op="placeholder")
+    inputs = {placeholders[index]: index for index in static}
     found: list[Call] = []
     for node in graph.nodes:
         target = node.target

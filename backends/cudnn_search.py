@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +60,8 @@ def _read(path: Path) -> tuple[str, str] | None:
 def _path(call: Call, settings: list[int]) -> Path:
     """The same for all devices of a kind: processes that have one each run the same plan."""
     device, *numerics = settings
-    digest = hashlib.sha256(json.dumps([call, torch.cuda.get_device_name(device), numerics]).encode()).hexdigest()[:32]
+    machine = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
+    digest = hashlib.sha256(json.dumps([call, *machine, numerics]).encode()).hexdigest()[:32]
     return folder() / f"{digest}.json"
 
 
@@ -86,7 +87,8 @@ def search(calls: Iterable[Call], settings: list[int]) -> list[tuple[str, str]]:
 class _Worker:
     """The process that searches: started when first needed, ended when idle."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._errors: IO[bytes] | None = None
         self._lock = threading.RLock()
@@ -106,7 +108,8 @@ class _Worker:
     def _search(self, call: Call, settings: list[int], path: Path) -> list[tuple[str, str]]:
         faulted: list[str] = []
         while len(faulted) < _MOST_FAULTS:
-            trying = "starting"
+            trying, is_done = "starting", False
+            found: list[tuple[str, str]] = []
             for answer in self._answers({"call": call, "settings": settings, "skip": faulted}):
                 if "trying" in answer:
                     trying = answer["trying"]
@@ -114,9 +117,10 @@ class _Worker:
                     log.warning("cuDNN's own choice is taken for %s: %s", call[0], answer["failed"])
                 if "plan" in answer:
                     _write(path, answer)
-                    return [(answer["key"], answer["plan"])]
-                if "done" in answer:
-                    return []
+                    found.append((answer["key"], answer["plan"]))
+                is_done = "done" in answer
+            if is_done:
+                return found
             # It ended without an answer: the plan it was trying took it along.
             said = self._said()
             self.stop()
@@ -131,7 +135,7 @@ class _Worker:
         if self._process is None or self._process.poll() is not None:
             self._errors = tempfile.TemporaryFile()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -165,7 +169,7 @@ class _Worker:
                 self._process = None
 
 
-_WORKER = _Worker()
+_WORKER = _Worker([sys.executable, "-m", __name__])
 
 
 def _write(path: Path, answer: dict[str, Any]) -> None:

@@ -99,6 +99,7 @@ def _row(name: str, batch: int, precision: str, given: argparse.Namespace) -> di
             sides[side] = call
         except Exception as error:  # another library's: whatever it raises is shown, and the others are measured
             failed[side] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            print(f"  {side} {failed[side]}", file=sys.stderr, flush=True)
     times = {side: seconds * 1e3 for side, seconds in gpu.medians(sides, given.rounds).items()}
     return {
         "model": name,

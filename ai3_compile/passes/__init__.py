@@ -30,7 +30,7 @@ def run(graph: Graph, context: Context) -> None:
     for step in PASSES:
         if step is sequence.run:
             # Before operations are joined.
-            context.report.calls = on_gpu.calls_of(graph) if context.is_inference else []
+            context.report.calls = on_gpu.calls_of(graph, context.static_inputs) if context.is_inference else []
         step(graph, context)
 
 

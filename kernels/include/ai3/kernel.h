@@ -72,6 +72,10 @@ typedef struct ai3_runtime {
 // The arguments of one call. An operation reads the fields it names below; the others are zero.
 //   conv2d             input [N,C,H,W], weight [K,C/groups,R,S], output [N,K,P,Q], bias [K], residual as output; window, groups;
 //                      prologue_scale and prologue_shift [C]
+//   conv2d.grad_input  input the gradient of the output [N,K,P,Q], weight [K,C/groups,R,S], output that of the image
+//                      [N,C,H,W]; window, groups
+//   conv2d.grad_weight input the image [N,C,H,W], key the gradient of the output [N,K,P,Q], output that of the weight
+//                      [K,C/groups,R,S]; window, groups
 //   linear             input [M,I], weight [O,I], output [M,O], bias [O], residual as output; all contiguous
 //   maxpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode
 //   avgpool2d          input [N,C,H,W], output [N,C,P,Q]; window, ceil_mode, count_include_pad, divisor_override

@@ -1,0 +1,82 @@
+"""The process that searches for plans, played by one that needs no GPU: what it finds, and what its end costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from ai3_compile.backends import cudnn_search
+
+# Answers as the real one does. The call's name says what happens.
+PLAYER = """
+import json, os, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    name, skip = request["call"][0], request["skip"]
+    def answer(**fields):
+        print(json.dumps(fields), flush=True)
+    if name == "breaks":
+        print("no GPU here", file=sys.stderr, flush=True)
+        sys.exit(3)
+    for plan in ("first", "second"):
+        if plan in skip:
+            continue
+        answer(trying=plan)
+        if (name, plan) == ("faults", "first") or name == "always faults":
+            print("an illegal memory access", file=sys.stderr, flush=True)
+            os._exit(1)
+    if name == "fails" or len(skip) == 2:
+        answer(failed="no plan runs")
+    else:
+        answer(key=f"key of {name}", plan=f"plan {os.getpid()}")
+    answer(done=True)
+"""
+
+
+@pytest.fixture
+def worker():
+    made = cudnn_search._Worker([sys.executable, "-c", PLAYER])
+    yield made
+    made.stop()
+
+
+def search(worker, name, tmp_path):
+    return worker.search((name, []), [0, 0, 0, -1], tmp_path / f"{name}.json")
+
+
+def test_one_process_serves_one_search_after_another(worker, tmp_path):
+    found = [search(worker, name, tmp_path) for name in ("a", "b", "fails", "c")]
+    assert [[key for key, _ in plans] for plans in found] == [["key of a"], ["key of b"], [], ["key of c"]]
+    assert len({plan for plans in found for _, plan in plans}) == 1
+    for name in ("a", "b", "c"):
+        assert json.loads((tmp_path / f"{name}.json").read_text())["key"] == f"key of {name}"
+    assert not (tmp_path / "fails.json").exists()
+
+
+def test_a_plan_that_ends_the_process_is_left_out_and_said(worker, tmp_path, caplog):
+    ((before, plan),) = search(worker, "a", tmp_path)
+    ((key, other),) = search(worker, "faults", tmp_path)
+    assert key == "key of faults" and other != plan
+    assert "the plan first is left out" in caplog.text and "an illegal memory access" in caplog.text
+
+
+def test_plans_that_all_end_it_are_given_up(worker, tmp_path, caplog):
+    assert search(worker, "always faults", tmp_path) == []
+    assert "first is left out" in caplog.text and "second is left out" in caplog.text
+    ((key, _),) = search(worker, "a", tmp_path)
+    assert key == "key of a"
+
+
+def test_a_process_that_cannot_start_is_said(worker, tmp_path, caplog):
+    assert search(worker, "breaks", tmp_path) == []
+    assert "the process that searches for plans ended: no GPU here" in caplog.text
+
+
+def test_a_damaged_plan_is_searched_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cudnn_search, "folder", lambda: tmp_path)
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "b.json").write_text(json.dumps({"key": "k", "plan": "p"}))
+    assert list(cudnn_search.stored()) == [("k", "p")]
+    assert "a.json is damaged" in caplog.text
