@@ -3,7 +3,9 @@
 
 #include <ai3/gemm_tile.cuh>
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <map>
 
 namespace ai3 {
 
@@ -188,7 +190,7 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   return r.start + double(tiles / most) * wave(most) + (tiles % most != 0 ? wave(tiles % most) : 0);
 }
 
-inline GemmChoice choose_gemm(const GemmShape& s) {
+inline GemmChoice find_choice(const GemmShape& s) {
   const GemmTiles tiles = gemm_tiles(s);
   GemmChoice best{};
   for (const GemmTile* tile = tiles.first; tile < tiles.first + tiles.count; ++tile) {
@@ -203,6 +205,41 @@ inline GemmChoice choose_gemm(const GemmShape& s) {
     }
   }
   return best;
+}
+
+// The choice of a shape, which takes as long to find as a small layer to compute: kept by each thread.
+inline GemmChoice choose_gemm(const GemmShape& s) {
+  const ai3_args* a = s.args;
+  using Key = std::array<int64_t, 23>;
+  const Key key = {a->sm,
+                   a->dtype,
+                   a->allow_tf32,
+                   a->activation > AI3_RELU6,
+                   s.rows,
+                   s.columns,
+                   s.channels,
+                   s.kernel_h,
+                   s.kernel_w,
+                   s.groups,
+                   s.in_pixel,
+                   s.has_window,
+                   a->input.size[2],
+                   a->input.size[3],
+                   a->output.size[2],
+                   a->output.size[3],
+                   a->stride_h,
+                   a->stride_w,
+                   a->dilation_h,
+                   a->dilation_w,
+                   a->pad_top,
+                   a->pad_left,
+                   a->input.ndim};
+  constexpr size_t kMost = 4096;  // of shapes that never repeat none is worth keeping
+  thread_local std::map<Key, GemmChoice> known;
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  if (known.size() >= kMost) known.clear();
+  return known[key] = find_choice(s);
 }
 
 // How the tensor memory accelerator finds the input: as pixels, or as the windows of output pixels.
