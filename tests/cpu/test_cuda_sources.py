@@ -15,9 +15,17 @@ SOURCES = [*(a for a in registry.algorithms() if a.platform == "cuda"), registry
 NVCC = shutil.which("nvcc")
 
 
+def device_code(algorithm: registry.Algorithm) -> str:
+    """What the GPU's compiler sees: all of one header for some of them."""
+    return algorithm.source.read_text().partition("#ifdef __CUDACC__")[2].partition("#else")[0]
+
+
+DISTINCT = list({device_code(algorithm): algorithm for algorithm in SOURCES}.values())
+
+
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("algorithm", SOURCES, ids=lambda a: f"{a.operation}-{a.name}")
+@pytest.mark.parametrize("algorithm", DISTINCT, ids=lambda a: f"{a.operation}-{a.name}")
 def test_no_kernel_spills(algorithm, arch, tmp_path):
     command = [NVCC, "-std=c++17", f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-include", "cstdint"]
     command += [f"-I{builder.INCLUDE}", "-o", str(tmp_path / "code.cubin"), str(algorithm.source)]
