@@ -15,6 +15,10 @@ using MakeGuard = AOTITorchError (*)(int32_t device, void** guard);
 using DropGuard = AOTITorchError (*)(void* guard);
 using GetAttribute = int (*)(int* value, int attribute, int device);
 using IsCapturing = int (*)(void* stream, int* status);
+using MakeEvent = int (*)(void** event, unsigned flags);
+using RecordEvent = int (*)(void* event, void* stream);
+using WaitEvent = int (*)(void* stream, void* event, unsigned flags);
+using DropEvent = int (*)(void* event);
 
 struct Cuda {
   GetStream stream = nullptr;
@@ -22,6 +26,10 @@ struct Cuda {
   DropGuard drop_guard = nullptr;
   GetAttribute attribute = nullptr;
   IsCapturing is_capturing = nullptr;
+  MakeEvent make_event = nullptr;
+  RecordEvent record_event = nullptr;
+  WaitEvent wait_event = nullptr;
+  DropEvent drop_event = nullptr;
 
   static const Cuda& get() {
     static const Cuda cuda;
@@ -41,7 +49,12 @@ struct Cuda {
     drop_guard = reinterpret_cast<DropGuard>(dlsym(torch, "aoti_torch_delete_cuda_guard"));
     attribute = reinterpret_cast<GetAttribute>(dlsym(driver, "cuDeviceGetAttribute"));
     is_capturing = reinterpret_cast<IsCapturing>(dlsym(driver, "cuStreamIsCapturing"));
-    is_there = stream && make_guard && drop_guard && attribute && is_capturing;
+    make_event = reinterpret_cast<MakeEvent>(dlsym(driver, "cuEventCreate"));
+    record_event = reinterpret_cast<RecordEvent>(dlsym(driver, "cuEventRecord"));
+    wait_event = reinterpret_cast<WaitEvent>(dlsym(driver, "cuStreamWaitEvent"));
+    drop_event = reinterpret_cast<DropEvent>(dlsym(driver, "cuEventDestroy_v2"));
+    is_there = stream && make_guard && drop_guard && attribute && is_capturing && make_event && record_event &&
+               wait_event && drop_event;
   }
 };
 
@@ -96,6 +109,25 @@ void set_stream(ai3_args& args) { AI3_CALL(Cuda::get().stream(args.device, &args
 bool is_capturing(const ai3_args& args) {
   int status = 0;
   return args.sm != 0 && Cuda::get().is_capturing(args.stream, &status) == 0 && status != 0;
+}
+
+Mark::~Mark() {
+  if (event_ != nullptr) Cuda::get().drop_event(event_);
+}
+
+void Mark::set(const ai3_args& args) {
+  if (is_capturing(args)) return;
+  constexpr unsigned kWithoutTime = 2;
+  const Cuda& cuda = Cuda::get();
+  AI3_CHECK(event_ != nullptr || cuda.make_event(&event_, kWithoutTime) == 0, "ai3: the driver makes no event");
+  AI3_CHECK(cuda.record_event(event_, args.stream) == 0, "ai3: the driver records no event");
+  stream_ = args.stream;
+}
+
+void Mark::wait(const ai3_args& args) const {
+  // A capture may not wait for what is outside of it, and begins when the device is idle.
+  if (event_ == nullptr || args.stream == stream_ || is_capturing(args)) return;
+  AI3_CHECK(Cuda::get().wait_event(args.stream, event_, 0) == 0, "ai3: a stream cannot wait for an event");
 }
 
 OnDevice::OnDevice(const ai3_args& args) {

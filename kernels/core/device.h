@@ -34,6 +34,21 @@ class OnDevice {
   void* guard_ = nullptr;
 };
 
+// What was put on a stream so far: work on another stream waits for it, on the GPU alone.
+class Mark {
+ public:
+  Mark() = default;
+  ~Mark();
+  Mark(const Mark&) = delete;
+  Mark& operator=(const Mark&) = delete;
+
+  void set(const ai3_args& args);
+  void wait(const ai3_args& args) const;
+
+ private:
+  void *event_ = nullptr, *stream_ = nullptr;
+};
+
 // Memory of the call's GPU, from PyTorch's allocator.
 Tensor device_bytes(const ai3_args& args, size_t bytes);
 

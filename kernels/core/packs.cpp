@@ -54,6 +54,7 @@ struct OfDevice {
   std::optional<BatchNorm> norm;
   std::vector<int64_t> versions;  // of bias and norm
   std::optional<Tensor> packed;
+  Mark made;  // when all of that is there
 };
 
 struct Entry {
@@ -214,6 +215,7 @@ void fill_on_device(Entry& entry) {
     }
     entry.weight = of.packed;
   }
+  of.made.set(of.args);
 }
 
 std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai3_args& args,
@@ -225,7 +227,7 @@ std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai
   if (const BatchNorm* n = source.norm) {
     norm = BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps};
   }
-  entry->device.reset(new OfDevice{&kernel, args, alias_of(source.weight), alias(source.bias), norm, {}, {}});
+  entry->device.reset(new OfDevice{&kernel, args, alias_of(source.weight), alias(source.bias), norm, {}, {}, {}});
   entry->device->versions = versions_of(*entry->device);
   fill_on_device(*entry);
   return entry;
@@ -264,6 +266,10 @@ PreparedWeight prepared(std::shared_ptr<Entry> entry, const ai3_args& args, cons
   // Without batch norm the bias is read live: it is small, and then needs no check.
   const OptionalTensor& bias = source.norm != nullptr ? entry->bias : source.bias;
   if (bias) result.bias = bias->const_data_ptr();
+  if (entry->device != nullptr) {
+    const OnDevice guard(args);
+    entry->device->made.wait(args);
+  }
   result.packed = entry->packed.get();
   if (entry->device != nullptr && !entry->weight) result.packed = entry->device->packed->const_data_ptr();
   if (source.prologue != nullptr) {

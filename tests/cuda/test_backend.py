@@ -248,6 +248,22 @@ def test_the_current_stream_is_used():
     assert error(found, model, x) < LIMIT
 
 
+def test_another_stream_waits_for_the_packs():
+    """They are made behind a long wait on one stream, and read at once on another."""
+    model, x = net(), image()
+    with torch.no_grad():
+        run = torch.compile(model, backend="ai3", options={"conv2d": "winograd@cuda|direct@cuda", "rest": "eager"})
+        run(x)
+        model.load_state_dict({name: value * 1.5 for name, value in model.state_dict().items()})
+        torch.cuda.synchronize()
+        torch.cuda._sleep(200_000_000)
+        run(x)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = run(x)
+        torch.cuda.synchronize()
+        assert error(found, model, x) < LIMIT
+
+
 def test_swapped_modules_and_converted_models():
     x = image()
     for algorithm in ("winograd@cuda|direct@cuda", "auto@cudnn", "implicit gemm@cuda|torch", "default"):
