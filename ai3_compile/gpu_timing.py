@@ -12,7 +12,6 @@ import torch
 
 log = logging.getLogger(__name__)
 
-_ROUNDS = 5
 _WARM_UP = 3
 # Seconds that the runs of one graph should take: events tell about a microsecond.
 _LONG_ENOUGH = 5e-4
@@ -21,7 +20,7 @@ _MAX_RUNS = 50
 _HOPELESS = 8.0
 
 
-def seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+def seconds(calls: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:
     """Median seconds of each call. One that cannot be captured, as where it waits for the device, is timed as it is;
     one that fails is left out, and said."""
     stream = torch.cuda.Stream()
@@ -41,7 +40,7 @@ def seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
             runs[name] = _captured(call, count, stream)
             taken[name] = [_timed(*runs[name])]
         best = min((min(found) for found in taken.values()), default=math.inf)
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             for name, run in runs.items():
                 if taken[name][0] < _HOPELESS * best:
                     taken[name].append(_timed(*run))

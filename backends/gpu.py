@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -51,6 +53,20 @@ def identity() -> tuple[object, ...]:
 def is_deterministic() -> bool:
     """Whether PyTorch's settings ask for the same bits at every call."""
     return torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+
+
+@contextlib.contextmanager
+def strict_float32() -> Iterator[None]:
+    """Until it ends, products of float32 are not rounded to TF32."""
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [s.fp32_precision for s in settings]
+    try:
+        for s in settings:
+            s.fp32_precision = "ieee"
+        yield
+    finally:
+        for s, value in zip(settings, before):
+            s.fp32_precision = value
 
 
 def set_device(args: abi.Args) -> abi.Args:

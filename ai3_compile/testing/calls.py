@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,10 +103,10 @@ def make(
         shape = (input.numel() // max(shape[-1], 1), shape[-1])
     weight_shape = None if weight is None else tuple(weight.shape)
     has_bias = bias is not None
-    spec = OPERATIONS[operation].spec(name, shape, weight_shape, has_bias, input.dtype, "cpu", attributes)
+    spec = OPERATIONS[operation].spec(name, shape, weight_shape, has_bias, input.dtype, input.device.type, attributes)
     if spec is None:
         return None
-    residual = torch.randn(spec.output_shape, dtype=input.dtype) if variant in EPILOGUES else None
+    residual = torch.randn(spec.output_shape).to(input) if variant in EPILOGUES else None
     return Call(spec, attributes, input, weight, bias, residual, EPILOGUES.get(variant, "identity"), variant)
 
 
@@ -198,19 +198,30 @@ def few_calls(operation: str, dtype: torch.dtype, variant: str) -> Iterator[Call
         yield from (linear(shape, dtype, variant) for shape in cases.FEW_LINEARS)
 
 
-def all_calls(operation: str) -> Iterator[Call]:
-    """Every case in both precisions, with and without what is added to the result, then in other layouts."""
+def all_calls(operation: str, device: str = "cpu") -> Iterator[Call]:
+    """Every case in both precisions, on a GPU in the halves too, with and without what is added to the result, then in
+    other layouts."""
+
+    def there(calls: Iterable[Call], dtype: torch.dtype) -> Iterator[Call]:
+        return (call if device == "cpu" else in_dtype(call, dtype, device) for call in calls)
+
+    dtypes = DTYPES if device == "cpu" else (*DTYPES, torch.float16, torch.bfloat16)
     for variant in (PLAIN, BIAS, EPILOGUE) if operation in ("conv2d", "linear") else (PLAIN,):
-        for dtype in DTYPES:
-            yield from plain_calls(operation, dtype, variant)
+        for dtype in dtypes:
+            yield from there(plain_calls(operation, _made_in(dtype), variant), dtype)
     for variant in [variant for variant in EPILOGUES if variant != EPILOGUE]:
-        for dtype in DTYPES:
-            yield from few_calls(operation, dtype, variant)
+        for dtype in dtypes:
+            yield from there(few_calls(operation, _made_in(dtype), variant), dtype)
     for layout in _LAYOUTS[operation]:
-        for call in plain_calls(operation, torch.float32):
+        for call in there(plain_calls(operation, torch.float32), torch.float32):
             varied = _vary(call, layout)
             if varied is not None:
                 yield varied
+
+
+def _made_in(dtype: torch.dtype) -> torch.dtype:
+    """Halves are rounded from float32."""
+    return dtype if dtype in DTYPES else torch.float32
 
 
 def _vary(call: Call, layout: str) -> Call | None:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 
 from .. import core, registry
-from ..backends import abi
-from ..errors import AlgorithmCheckError, KernelMemoryError
+from ..backends import abi, gpu
+from ..errors import AlgorithmCheckError, AlgorithmError, KernelMemoryError
 from ..ops import OPERATIONS, activations
 from . import harness, references
 from .calls import CHANNELS_LAST, IMAGES, Call, all_calls, require_cases
@@ -93,7 +93,7 @@ class CheckReport:
         for row in domain:
             numbers = " ".join(f"{n or '-':>7}" for n in (row.right, row.refused, row.wrong))
             lines.append(f"{row.property:{width}}  {numbers}")
-        for dtype in ("float32", "float64"):
+        for dtype in ("float32", "float64", "float16", "bfloat16"):
             errors = [row.error for row in self.of(RIGHT) if row.dtype == dtype and row.error is not None]
             if errors:
                 lines.append(f"largest relative error in {dtype}: {max(errors):.1e}")
@@ -113,7 +113,7 @@ def check_algorithm(operation: str, name: str, *, rtol: float | None = None) -> 
     all others, as the operation that compiled graphs call. ||y - ref|| / ||ref|| may be 1e-6 in float32 (5e-6 for
     Winograd; what a plain loop errs by in long sums) and 1e-13 in float64, and 0 where numbers are only moved or
     compared: references.py says why. `rtol` is another bound for float32, for an algorithm whose numerics are not those
-    of a sum of products.
+    of a sum of products. One for GPUs runs there, in strict float32, and in float16 and bfloat16 too.
 
     Raises AlgorithmCheckError where it is wrong on one case or refuses all of them, UnknownAlgorithmError and
     UnknownOperationError for the names, UnsupportedCallableError for attention, which has no cases, BuildError where
@@ -121,8 +121,13 @@ def check_algorithm(operation: str, name: str, *, rtol: float | None = None) -> 
     """
     algorithm = registry.find(operation, name)
     require_cases(operation)
+    if (reason := registry.system().platforms[algorithm.platform]) is not None:
+        raise AlgorithmError(label=algorithm.label, message=f"it cannot run here: {reason}")
     core.load()
-    report = CheckReport(operation, algorithm.qualified, tuple(_rows(algorithm, rtol)))
+    with gpu.strict_float32():
+        if algorithm.device == "cuda":
+            core.follow_numerics()
+        report = CheckReport(operation, algorithm.qualified, tuple(_rows(algorithm, rtol)))
     if report.passed:
         return report
     wrong = [str(row) for row in report.of(WRONG)]
@@ -133,9 +138,10 @@ def check_algorithm(operation: str, name: str, *, rtol: float | None = None) -> 
 
 
 def _rows(algorithm: registry.Algorithm, rtol: float | None) -> Iterator[CheckRow]:
-    table = harness.table_of(algorithm) if algorithm.platform == "cpp" else None
+    is_native = algorithm.platform not in ("torch", "python")
+    table = harness.table_of(algorithm) if is_native else None
     safe = True
-    for call in all_calls(algorithm.operation):
+    for call in all_calls(algorithm.operation, algorithm.device or "cpu"):
         limit = references.bound(algorithm.operation, algorithm.name, call.spec.dtype, call.terms)
         if rtol is not None and call.spec.dtype == torch.float32:
             limit = rtol
@@ -199,13 +205,17 @@ def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
     its residual."""
     both = abi.NCHW | abi.NHWC
     layouts = (abi.NHWC, abi.NCHW) if table.flags & both == both else (table.flags,)
-    fused = (call.residual, activations.NUMBERS[call.activation]) if table.flags & abi.EPILOGUE else (None, 0)
+    number = activations.NUMBERS[call.activation]
+    fuses = harness.fuses(table, call.spec, call.residual is not None, number)
+    fused = (call.residual, number) if fuses else (None, 0)
     for layout in layouts:
         out = harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, *fused, layout)
-        if not table.flags & abi.EPILOGUE:
+        if not fuses:
             out = out if call.residual is None else out + call.residual
             out = activations.ACTIVATIONS[call.activation](out)
         yield out
+    if not fuses and (call.residual is not None or number):
+        return
     if table.flags & abi.STRIDED_OUTPUT and call.residual is None:
         yield harness.run_kernel(table, call.spec, call.input, call.weight, call.bias, None, fused[1], abi.NHWC, BESIDE)
     if table.flags & abi.STRIDED_INPUT:

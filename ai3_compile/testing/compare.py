@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from .. import core, registry
-from ..backends import native
+from .. import core, gpu_timing, registry
+from ..backends import gpu, native
 from ..errors import OptionValueError
-from . import harness, references
-from .calls import CHANNELS_LAST, IMAGES, Call, require_cases
+from . import references
+from .calls import CHANNELS_LAST, IMAGES, Call, in_dtype, require_cases
 from .check import through_torch
 from .shapes import Shape, calls_of
 
@@ -58,11 +58,13 @@ class Comparison:
     threads: int
     torch_version: str
     rows: tuple[CompareRow, ...]
+    gpu: str | None = None
+    """Which it ran on; None for the CPU."""
 
     @property
     def title(self) -> str:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.operation}, {self.dtype}, {threads}, median of {self.rounds}"
+        return f"{self.operation}, {self.dtype}, {self.gpu or threads}, median of {self.rounds}"
 
     def __str__(self) -> str:
         lines = [f"{self.title}; ratio: to torch's time"]
@@ -96,13 +98,15 @@ def compare(
     *,
     rounds: int = 20,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Comparison:
     """Measures an operation's algorithms, all or the named ones, and torch, in turn in this process.
 
     A shape is a tuple or a dict: `((1, 64, 56, 56), (64, 64, 3, 3))` or `{"input": (1, 64, 56, 56), "weight":
     (64, 64, 3, 3), "stride": 2, "padding": 1}` for conv2d; a wrong one is answered with an example for its operation.
     Weights count as constants, as in inference: what an algorithm makes of them once is not in its time. Images are in
-    the layout that each algorithm prefers; for torch both are measured, and the faster one is its time.
+    the layout that each algorithm prefers; for torch both are measured, and the faster one is its time. With the device
+    `cuda` they are timed as CUDA graphs, without the CPU's share, in the precision that PyTorch's settings say.
 
     Raises UnknownOperationError, UnknownAlgorithmError, OptionValueError, ShapeError or, for attention,
     UnsupportedCallableError for what cannot be measured, and BuildError for sources that do not compile.
@@ -113,19 +117,29 @@ def compare(
         raise OptionValueError(name="rounds", expected="a number of 1 or more", found=repr(rounds))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise OptionValueError(name="dtype", expected="a floating point torch.dtype", found=repr(dtype))
+    if device not in ("cpu", "cuda") or (device == "cuda" and gpu.unavailable() is not None):
+        raise OptionValueError(name="device", expected="'cpu', or 'cuda' where there is one", found=repr(device))
     names = [algorithms] if isinstance(algorithms, str) else algorithms
-    named = (
-        registry.for_device(operation, "cpu") if names is None else [registry.find(operation, name) for name in names]
-    )
+    there = registry.for_device(operation, device)
+    named = there if names is None else [_named(operation, name, there) for name in names]
     others = [a for a in dict.fromkeys(named) if a.platform != "torch"]
     calls = calls_of(operation, shapes, dtype)
     core.load()
+    if device == "cuda":
+        calls = [in_dtype(call, dtype, device) for call in calls]
+        core.follow_numerics()
     rows: list[CompareRow] = []
     with torch.inference_mode():
         for call in calls:
             rows.extend(_measure(call, others, rounds))
     name = str(dtype).removeprefix("torch.")
-    return Comparison(operation, name, rounds, torch.get_num_threads(), torch.__version__, tuple(rows))
+    threads, where = torch.get_num_threads(), torch.cuda.get_device_name() if device == "cuda" else None
+    return Comparison(operation, name, rounds, threads, torch.__version__, tuple(rows), where)
+
+
+def _named(operation: str, name: str, there: Sequence[registry.Algorithm]) -> registry.Algorithm:
+    """The algorithm of this name; among those that share it one of the device."""
+    return next((a for a in there if name in (a.name, a.qualified)), None) or registry.find(operation, name)
 
 
 def _measure(call: Call, algorithms: Sequence[registry.Algorithm], rounds: int) -> list[CompareRow]:
@@ -144,6 +158,7 @@ def _measure(call: Call, algorithms: Sequence[registry.Algorithm], rounds: int) 
         refusal = _refusal(algorithm, call)
         if refusal is None:
             if last is not None:
+                registry.platforms()[algorithm.platform].search([algorithm], call.spec, in_graph=True)
                 prefers = registry.platforms()[algorithm.platform].prefers_channels_last(algorithm)
                 source, layouts[name] = (last, CHANNELS_LAST) if prefers else (call, "contiguous")
             refusal = _failure(algorithm, source)
@@ -154,7 +169,7 @@ def _measure(call: Call, algorithms: Sequence[registry.Algorithm], rounds: int) 
 
     expected = call.compute(torch.float64)
     errors = {name: references.relative_error(side(), expected) for name, side in sides.items()}
-    times = _medians(sides, rounds)
+    times = gpu_timing.seconds(sides, rounds) if call.input.is_cuda else _medians(sides, rounds)
     fastest = min((name for name in times if name.split()[0] == "torch"), key=times.__getitem__)
     if operation in IMAGES:
         layouts["torch"] = "contiguous" if fastest == "torch" else CHANNELS_LAST
@@ -215,10 +230,10 @@ def _channels_last(call: Call) -> Call:
 
 def _memory(algorithm: registry.Algorithm, call: Call) -> tuple[int | None, int | None]:
     """(workspace, packed weights) in bytes, of what says it."""
-    if algorithm.platform != "cpp":
+    platform = registry.platforms()[algorithm.platform]
+    if not isinstance(platform, native.NativePlatform):
         return None, None
-    table = harness.table_of(algorithm)
-    args = native.args_of(call.spec, table.flags)
+    table, args = platform.table(algorithm), platform.args(algorithm, call.spec)
     workspace = table.workspace_bytes(args) if table.workspace_bytes else 0
     return workspace, table.packed_bytes(args) if table.packed_bytes else 0
 

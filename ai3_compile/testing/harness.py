@@ -84,6 +84,15 @@ def table_of(algorithm: registry.Algorithm) -> abi.Kernel:
     return native_platform(algorithm).table(algorithm)
 
 
+def fuses(table: abi.Kernel, spec: OpSpec, has_residual: bool, activation: int) -> bool:
+    """Whether the algorithm itself applies this residual and this activation."""
+    if not table.flags & abi.EPILOGUE or not table.fuses:
+        return bool(table.flags & abi.EPILOGUE)
+    args = native.args_of(spec, table.flags)
+    args.has_residual, args.activation = has_residual, activation
+    return bool(table.fuses(gpu.set_device(args) if spec.device == "cuda" else args))
+
+
 def run_kernel(
     table: abi.Kernel,
     spec: OpSpec,

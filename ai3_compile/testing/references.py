@@ -28,6 +28,8 @@ WINOGRAD_BOUNDS = {
     "winograd": {torch.float32: 5e-6, torch.float64: 1e-13},
     "winograd6": {torch.float32: 2e-5, torch.float64: 1e-13},
 }
+HALF_BOUNDS = {torch.float16: 6e-4, torch.bfloat16: 5e-3}
+"""The rounding of the result, 2^-11 or 2^-8 of a value at most: products of halves are exact in float32."""
 ROUNDING = 2.0**-24
 EXACT = ("maxpool2d", "relu", "flatten")
 
@@ -36,6 +38,8 @@ def bound(operation: str, algorithm: str, dtype: torch.dtype, terms: int = 0) ->
     """The relative error an algorithm may have, one that adds up `terms` products in a plain loop if given."""
     if operation in EXACT:
         return 0.0
+    if dtype in HALF_BOUNDS:
+        return HALF_BOUNDS[dtype]
     least = WINOGRAD_BOUNDS.get(algorithm, BOUNDS)[dtype]
     return max(least, ROUNDING * math.sqrt(terms)) if dtype == torch.float32 else least
 

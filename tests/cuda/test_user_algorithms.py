@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import ai3_compile as ai3
+from ai3_compile import errors
 from ai3_compile.errors import BuildError, RegistrationError
 
 SOURCE = """// Doubles what is positive, which is no relu: its own results show that it ran.
@@ -72,10 +73,29 @@ def test_it_runs_through_every_entry(twice, way):
 
 
 @needs_gpu
+def test_it_is_checked_and_compared_on_the_gpu(twice):
+    with pytest.raises(errors.AlgorithmCheckError, match="relative error"):
+        ai3.testing.check_algorithm("relu", "twice")  # it doubles
+    report = ai3.testing.check_algorithm("relu", "direct@cuda")
+    assert report.passed and {row.dtype for row in report.rows} == {"float32", "float64", "float16", "bfloat16"}
+    compared = ai3.compare("relu", [(1, 64, 56, 56)], device="cuda", rounds=3)
+    assert {"torch", "direct@cuda", "twice@cuda"} == {row.algorithm for row in compared.rows}
+    assert compared.gpu in compared.title and all(row.milliseconds for row in compared.rows)
+
+
+@needs_gpu
 def test_what_does_not_compile_is_said_with_the_compilers_words(tmp_path):
     (tmp_path / "broken.cu").write_text(SOURCE.replace("p.in[i] > 0", "p.inn[i] > 0"))
     with pytest.raises(BuildError, match="inn"):
         ai3.register_algorithm("relu", "broken", tmp_path / "broken.cu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_without_a_gpu_nothing_is_checked_or_compared_there():
+    with pytest.raises(errors.AlgorithmError, match=r"direct@cuda\]: it cannot run here: PyTorch"):
+        ai3.testing.check_algorithm("relu", "direct@cuda")
+    with pytest.raises(errors.OptionValueError, match="'cuda' where there is one"):
+        ai3.compare("relu", [(1, 64)], device="cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
