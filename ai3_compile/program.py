@@ -9,7 +9,7 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +179,8 @@ class Program:
                 message="Unsupported callable: strict=True, and ai3 has no algorithm for\n  " + "\n  ".join(left)
             )
         self._inputs = _unused_dropped(graph, exported)
+        self._forward = GraphModule(exported.graph_module, graph).forward
         self._bind(weights)
-        run = GraphModule(exported.graph_module, graph).forward
-        if is_on_gpu(weights.values()):
-            run = Guarded(run, [i for i, name in enumerate(self._inputs) if name is not None])
-        self._run = run
         assert exported.call_spec.out_spec is not None
         self._out_spec = exported.call_spec.out_spec  # `call_spec` makes a new class at every look
 
@@ -201,6 +198,10 @@ class Program:
         self._arguments = [
             None if name is None else weights[name] if name in weights else constants[name] for name in self._inputs
         ]
+        self._run: Callable[..., Any] = self._forward
+        if is_on_gpu(weights.values()):
+            static = [index for index, name in enumerate(self._inputs) if name is not None]
+            self._run = Guarded(self._forward, static)  # of these weights alone
 
     def __call__(self, input: torch.Tensor) -> Any:
         """The network's output, of its own structure, on the input."""
