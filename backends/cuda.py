@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,19 @@ class CudaPlatform(NativePlatform):
             include_dirs=() if own is None else own.include_dirs,
             link_flags=("-ldl", *(() if own is None else own.link_flags)),
         )
+
+    def load(self, algorithms: Sequence[Algorithm]) -> None:
+        """Raises AlgorithmError for one of a user's that ends the process in which it is tried first, besides."""
+        from .. import trial
+
+        for algorithm in algorithms:
+            if algorithm.build is not None and algorithm not in self._tables:
+                # What does not compile is said before it is tried.
+                builder.build_many([self.request(algorithm)])
+                for sm in gpu.compute_capabilities():
+                    device_code(algorithm, sm)
+                trial.ensure(algorithm)
+        super().load(algorithms)
 
     def opened(self, algorithm: Algorithm, library: ctypes.CDLL) -> None:
         set_code = library.ai3_set_device_code

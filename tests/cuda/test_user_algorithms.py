@@ -90,6 +90,15 @@ def test_what_does_not_compile_is_said_with_the_compilers_words(tmp_path):
         ai3.register_algorithm("relu", "broken", tmp_path / "broken.cu")
 
 
+@needs_gpu
+def test_a_kernel_that_faults_is_refused_and_takes_nothing_along(tmp_path):
+    (tmp_path / "faults.cu").write_text(SOURCE.replace("p.out[i] =", "p.out[i + (1ll << 40)] ="))
+    with pytest.raises(errors.AlgorithmError, match="it ended the process that tried it"):
+        ai3.register_algorithm("relu", "faults", tmp_path / "faults.cu")
+    assert torch.ones(3, device="cuda").sum() == 3
+    assert "faults" not in [a.name for a in ai3.algorithms() if a.operation == "relu"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_without_a_gpu_nothing_is_checked_or_compared_there():
     with pytest.raises(errors.AlgorithmError, match=r"direct@cuda\]: it cannot run here: PyTorch"):
