@@ -56,7 +56,7 @@ setup(
     package_dir={f"ai3_compile.{name}": name for name in MAPPED},
     package_data={
         "ai3_compile.selection": ["*.json"],
-        "ai3_compile.kernels": ["*/*", "include/ai3/*"],
+        "ai3_compile.kernels": ["*/*", "include/ai3/*", "cudnn/shim/crt/*"],
         "ai3_compile.custom": ["*", "*/*"],
     },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},
