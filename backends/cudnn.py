@@ -43,7 +43,8 @@ class CudnnPlatform(NativePlatform):
 
     def request(self, algorithm: Algorithm) -> builder.Request:
         assert algorithm.source is not None
-        return builder.kernel_request(algorithm.label, (algorithm.source,))
+        # Its headers count: a table's library and the support library share their structs.
+        return builder.kernel_request(algorithm.label, (algorithm.source,), include_dirs=(FOLDER,))
 
     def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
         """`auto` is measured with the fastest of its plans."""

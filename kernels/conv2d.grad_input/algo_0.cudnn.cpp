@@ -1,6 +1,6 @@
 // cuDNN's sum of products with atomic additions; not deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_DATA_ALGO_0.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

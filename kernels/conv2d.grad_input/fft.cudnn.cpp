@@ -1,6 +1,6 @@
 // FFT of cuDNN for the input's gradient, in a large workspace; deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // FFT of cuDNN by tiles for the input's gradient; deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT_TILING.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Winograd of cuDNN in one kernel for the input's gradient; not offered on Hopper and later; deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

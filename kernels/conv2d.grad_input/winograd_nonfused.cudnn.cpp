@@ -1,6 +1,6 @@
 // Winograd of cuDNN in several kernels for the input's gradient; deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD_NONFUSED.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

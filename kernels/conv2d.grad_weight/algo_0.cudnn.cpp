@@ -1,6 +1,6 @@
 // cuDNN's sum of products with atomic additions for the weight's gradient; not deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // cuDNN's implicit GEMM for the weight's gradient; tensor cores, deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // cuDNN's algo 0 with precomputed offsets for the weight's gradient; not deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

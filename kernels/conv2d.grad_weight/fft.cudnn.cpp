@@ -1,6 +1,6 @@
 // FFT of cuDNN for the weight's gradient, in a large workspace; deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // FFT of cuDNN by tiles for the weight's gradient; deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT_TILING.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Winograd of cuDNN in several kernels for the weight's gradient; deterministic.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_FILTER_ALGO_WINOGRAD_NONFUSED.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // FFT of cuDNN: products of the whole images' spectra, in a large workspace.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_FFT.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

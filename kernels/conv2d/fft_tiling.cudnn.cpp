@@ -1,6 +1,6 @@
 // FFT of cuDNN by tiles of 32x32 pixels: a smaller workspace than fft for large images.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_FFT_TILING.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

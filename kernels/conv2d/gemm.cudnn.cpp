@@ -1,6 +1,6 @@
 // Explicit GEMM of cuDNN: the im2col matrix is written to a workspace and multiplied.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_GEMM.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Fused plan of cuDNN's graph API with bias, residual and activation: the first that cuDNN's heuristics recommend.
 // Source: NVIDIA cuDNN's backend API, heuristics A, then B, then the fallback.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Implicit GEMM of cuDNN: the im2col matrix is never stored, and there is no workspace.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

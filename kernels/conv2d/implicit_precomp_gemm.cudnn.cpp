@@ -1,6 +1,6 @@
 // Implicit GEMM of cuDNN with precomputed offsets: the one named algorithm with tensor cores for every shape.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

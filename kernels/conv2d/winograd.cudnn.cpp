@@ -1,6 +1,6 @@
 // Winograd of cuDNN in one kernel, for 3x3 kernels; not offered on Hopper and later.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Winograd of cuDNN with its transforms in kernels of their own, for 3x3 kernels.
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED.
-#include "../cudnn/conv.h"
+#include <conv.h>
 
 namespace {
 
