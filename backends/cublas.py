@@ -7,22 +7,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import abi, builder, gpu
-from .native import NativePlatform
+from . import builder, gpu
+from .native_gpu import GpuPlatform
 
 if TYPE_CHECKING:
     from ..registry import Algorithm
-    from ..selection import OpSpec
 
 _LIBRARIES = ("libcublasLt.so.13", "libcublasLt.so.12")
 
 
-class CublasPlatform(NativePlatform):
+class CublasPlatform(GpuPlatform):
     name = "cublas"
     description = "NVIDIA's cuBLASLt, as PyTorch has loaded it"
     ending = ".cublas.cpp"
-    device = "cuda"
-    bytes_per_nanosecond = 4000
 
     def unavailable(self) -> str | None:
         return gpu.unavailable() or _missing() or builder.no_compiler_reason()
@@ -35,9 +32,6 @@ class CublasPlatform(NativePlatform):
             link_flags=("-ldl",),
             extra={"cuda": str(torch.version.cuda)},
         )
-
-    def args(self, algorithm: Algorithm, spec: OpSpec) -> abi.Args:
-        return gpu.set_device(super().args(algorithm, spec))
 
 
 @functools.cache

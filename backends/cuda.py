@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import abi, builder, cache, gpu, nvrtc
-from .native import NativePlatform
+from . import builder, cache, gpu, nvrtc
+from .native_gpu import GpuPlatform
 
 if TYPE_CHECKING:
     from ..registry import Algorithm
-    from ..selection import OpSpec
 
 
-class CudaPlatform(NativePlatform):
+class CudaPlatform(GpuPlatform):
     name = "cuda"
     description = "CUDA kernels of ai3's own, compiled for this machine's GPU"
     ending = ".cu"
-    device = "cuda"
-    bytes_per_nanosecond = 4000
 
     def unavailable(self) -> str | None:
         return gpu.unavailable() or nvrtc.unavailable() or builder.no_compiler_reason()
@@ -55,9 +52,6 @@ class CudaPlatform(NativePlatform):
         for sm in gpu.compute_capabilities():
             code = device_code(algorithm, sm)
             set_code(sm, code, len(code))
-
-    def args(self, algorithm: Algorithm, spec: OpSpec) -> abi.Args:
-        return gpu.set_device(super().args(algorithm, spec))
 
 
 def device_code(algorithm: Algorithm, sm: int) -> bytes:

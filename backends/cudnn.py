@@ -14,7 +14,7 @@ from ..ops import OPERATIONS
 from ..ops.activations import NUMBERS
 from ..ops.base import allows_tf32
 from . import abi, builder, cudnn_search, gpu
-from .native import NativePlatform
+from .native_gpu import GpuPlatform
 
 if TYPE_CHECKING:
     from ..registry import Algorithm
@@ -24,12 +24,10 @@ AUTO = "auto"
 FOLDER = builder.KERNELS / "cudnn"
 
 
-class CudnnPlatform(NativePlatform):
+class CudnnPlatform(GpuPlatform):
     name = "cudnn"
     description = "NVIDIA's cuDNN, as PyTorch has loaded it"
     ending = ".cudnn.cpp"
-    device = "cuda"
-    bytes_per_nanosecond = 4000
 
     def unavailable(self) -> str | None:
         return gpu.unavailable() or _missing() or builder.no_compiler_reason()
@@ -51,9 +49,6 @@ class CudnnPlatform(NativePlatform):
         for algorithm in algorithms:
             if spec.operation == "conv2d" and algorithm.name == AUTO:
                 search([_call(algorithm, spec, in_graph)])
-
-    def args(self, algorithm: Algorithm, spec: OpSpec) -> abi.Args:
-        return gpu.set_device(super().args(algorithm, spec))
 
 
 def _call(algorithm: Algorithm, spec: OpSpec, in_graph: bool) -> cudnn_search.Call:

@@ -13,12 +13,13 @@ import torch
 from ai3_compile import registry
 from ai3_compile.ops import activations
 from ai3_compile.testing import calls, harness, references
+from tests.gpu_cases import CONVS, LARGE, POOLS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 PLATFORMS = ("cuda", "cudnn", "cublas")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-TF32 = 1e-3
+TF32 = 2e-3
 TRANSFORMED = {"winograd nonfused": 2e-5, "fft": 5e-6, "fft tiling": 5e-6, "guess": 2e-5, "auto": 2e-5}
 """In float32: tiles of cuDNN's Winograd are up to 6x6, and its own choice may be a transform."""
 # The algorithms that compute every case of their operation, in every dtype.
@@ -124,6 +125,33 @@ def test_every_activation(algorithm, precision):
             for call in calls.few_calls(algorithm.operation, torch.float32, variant):
                 found += wrong(algorithm, calls.in_dtype(call, dtype, "cuda"), False)[1]
     assert not found, "\n".join(found[:8])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "case"),
+    [
+        *(
+            (registry.find(o, f"{name}@cuda"), dtype, case)
+            for (o, name), given in LARGE.items()
+            for dtype, case in given
+        ),
+        *((a, "float32", case) for a in ALGORITHMS if a.operation == "conv2d" for case in CONVS),
+        *((a, "float32", case) for a in ALGORITHMS if a.operation in ("maxpool2d", "avgpool2d") for case in POOLS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "id", None) or str(value),
+)
+def test_cases_that_fill_a_gpu(algorithm, dtype, case):
+    operation, tf32 = algorithm.operation, dtype == "tf32"
+    kind = DTYPES.get(dtype, torch.float32)
+    if operation == "conv2d":
+        call = calls.conv2d(case, torch.float32, calls.BIAS)
+    elif operation == "linear":
+        call = calls.linear(case, torch.float32, calls.BIAS)
+    else:
+        call = calls.pool(operation, case, torch.float32)
+    call = calls.in_dtype(call, kind, "cuda")
+    call = dataclasses.replace(call, spec=dataclasses.replace(call.spec, allow_tf32=tf32))
+    assert wrong(algorithm, call, tf32)[1] == []
 
 
 SLICED = [a for a in ALGORITHMS if a.operation == "conv2d"]

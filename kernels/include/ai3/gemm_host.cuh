@@ -349,7 +349,11 @@ inline void run_gemm(const GemmShape& s, GemmChoice choice) {
   const bool bulk = choice.tile->threads % 64 != 0, whole = s.channels % part == 0 && s.in_pixel % part == 0;
   if (!whole || !is_aligned(p.input)) {
     static constexpr GemmTile kGather{64, 64, 128, 3, "64x64_gather"};
-    choice = gemm_choice(s, kGather, choice.splits, 3);
+    const int splits = choice.splits;
+    choice = {};
+    for (int resident = kGather.most_resident; choice.tile == nullptr; --resident) {
+      choice = gemm_choice(s, kGather, splits, resident);
+    }
   } else if (bulk) {
     p.is_matrix = !s.has_window;
     if (!encode_tensor_map(s, choice.tile->rows, p.tensor_map))

@@ -1,0 +1,25 @@
+"""Runs the device code of ai3's own CUDA kernels on the CPU, so that it is tested where there is no GPU.
+
+A .cu file becomes one shared library with the ordinary table of ai3/kernel.h, whose launches run on the CPU:
+
+- Its host part is compiled as it is, with include/ai3/cuda.h before the one of kernels/include.
+- Its device part is preprocessed, `asm` and `__shared__` are rewritten (source.py), and it is compiled with the
+  compiler's calls before every access of memory (-fsanitize=thread, without its library).
+- runtime.cpp runs a block of threads at a time, every thread a fiber, in an order of the test's choice.
+
+What is seen: results (the caller compares them); reads and writes outside of the call's buffers, of an input or of
+shared memory; accesses that are not aligned to their size; two threads that access shared memory, one of them writing,
+without a barrier between them; barriers and instructions of a warp that some of its threads do not reach; shared memory
+that is used unwritten (it holds NaN); copies that are not waited for (they are done as late as they may be, or as
+early); grids, blocks and shared memory that a GPU refuses, and blocks above a kernel's launch bounds.
+
+What is not: what the compilers for GPUs make of the code, registers, races in global memory, time, and anything of
+sm_90a (wgmma, the tensor memory accelerator, clusters): __CUDA_ARCH__ is 800. ptx.cpp is a model of PTX, by its
+documentation: passing means "these numbers under this model".
+"""
+
+from __future__ import annotations
+
+from .machine import ORDERS, Emulated, load, load_changed, unavailable
+
+__all__ = ["ORDERS", "Emulated", "load", "load_changed", "unavailable"]

@@ -1,0 +1,33 @@
+"""Cases for kernels on GPUs that the common ones do not reach."""
+
+from __future__ import annotations
+
+from ai3_compile.testing.cases import Conv, Pool
+
+# What reaches the kernels that the common cases do not: tiles of 4x4 outputs, windows of 32 and 1024 pixels, and blocks
+# for work that fills a GPU.
+CONVS = (
+    Conv("winograd-4x4", 37, (18, 19), 70),
+    Conv("winograd-4x4-batch", 5, (17, 18), 6, batch=3, padding=(0, 2, 1, 1)),
+    Conv("depthwise-dilation-vectors", 24, (9, 8), 24, dilation=(2, 2), padding=(2, 2, 2, 2), groups=24),
+)
+LARGE_DEPTHWISE = (
+    Conv("depthwise-3x3-large", 64, (184, 185), 64, groups=64),
+    Conv("depthwise-5x5-large", 64, (184, 185), 64, (5, 5), padding=(2, 2, 2, 2), groups=64),
+    Conv("depthwise-3x3-stride-large", 64, (260, 261), 64, stride=(2, 2), groups=64),
+    Conv("depthwise-5x5-stride-large", 64, (260, 261), 64, (5, 5), stride=(2, 2), padding=(2, 2, 2, 2), groups=64),
+)
+LOW_TILES, SQUARE_TILES = Conv("gemm-128x64", 8, (77, 78), 72), Conv("gemm-128x128", 8, (113, 115), 136)
+LOW_ROWS, SQUARE_ROWS, STRICT_ROWS = (6000, 72, 72), (13000, 72, 136), (9000, 72, 136)
+LARGE = {
+    ("conv2d", "direct"): [(dtype, c) for dtype in ("float32", "float16", "bfloat16") for c in LARGE_DEPTHWISE],
+    ("conv2d", "implicit gemm"): [("float16", LOW_TILES), ("tf32", LOW_TILES), ("bfloat16", SQUARE_TILES)],
+    ("linear", "gemm"): [
+        *(("float16", LOW_ROWS), ("bfloat16", LOW_ROWS), ("tf32", LOW_ROWS)),
+        *(("float16", SQUARE_ROWS), ("tf32", SQUARE_ROWS), ("float32", STRICT_ROWS)),
+    ],
+}
+POOLS = (
+    Pool("window-of-vectors", 24, (9, 11), (6, 7)),
+    Pool("window-of-a-block", 3, (36, 35), (33, 34)),
+)
