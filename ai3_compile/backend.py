@@ -180,7 +180,10 @@ class _Decompositions(dict[Any, Any]):
 
 def _backward_report(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy) -> GraphReport | None:
     """The report, empty yet, of a backward in which the user has chosen algorithms; None where it is left alone."""
-    if not (_wants_gradients(gm, example_inputs) and passes.backward.asked_for(policy)):
+    if not _wants_gradients(gm, example_inputs):
+        return None
+    devices = {t.device.type for t in (*example_inputs, *gm.parameters()) if isinstance(t, torch.Tensor)}
+    if not any(passes.backward.asked_for(policy, device) for device in devices):
         return None
     return GraphReport(f"backward of {_title(gm)}".removesuffix(" of "))
 

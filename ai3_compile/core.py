@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .backends import gpu
 from .errors import Ai3Error, CoreLibraryError
 
 _load_algorithm: Callable[[int], None] | None = None
@@ -141,12 +142,10 @@ _numerics: tuple[int, int, int, int] | None = None
 
 def follow_numerics(max_workspace: int | None = None) -> None:
     """Tells the core library PyTorch's settings for operations on GPUs, as they are now."""
-    from .backends import gpu
-
     global _numerics
     numerics = (
-        torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
-        torch.backends.cuda.matmul.fp32_precision == "tf32",
+        gpu.allows_tf32(convolves=True),
+        gpu.allows_tf32(convolves=False),
         gpu.is_deterministic(),
         -1 if max_workspace is None else max_workspace,
     )

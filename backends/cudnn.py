@@ -12,7 +12,6 @@ import torch
 from ..errors import KernelLoadError
 from ..ops import OPERATIONS
 from ..ops.activations import NUMBERS
-from ..ops.base import allows_tf32
 from . import abi, builder, cudnn_search, gpu
 from .native_gpu import GpuPlatform
 
@@ -132,7 +131,7 @@ def search(calls: Sequence[cudnn_search.Call], max_workspace: int | None = None)
     """Finds the fastest plans for these calls of `auto`, which then runs them."""
     settings = [
         torch.cuda.current_device(),
-        int(allows_tf32("conv2d", torch.float32, "cuda")),
+        int(gpu.allows_tf32(convolves=True)),
         int(gpu.is_deterministic()),
         -1 if max_workspace is None else max_workspace,
     ]

@@ -8,11 +8,14 @@ import functools
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import kernels
 from . import abi
+
+_TF32 = "tf32"
 
 
 @functools.cache
@@ -46,7 +49,7 @@ def identity() -> tuple[object, ...]:
     """The devices, libraries and settings that decisions for GPUs depend on."""
     if unavailable() is not None:
         return ()
-    precisions = (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)  # type: ignore[attr-defined]
+    precisions = allows_tf32(convolves=True), allows_tf32(convolves=False)
     return names(), torch.version.cuda, torch.backends.cudnn.version(), precisions, is_deterministic()
 
 
@@ -55,18 +58,28 @@ def is_deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
 
 
+def allows_tf32(convolves: bool) -> bool:
+    """Whether PyTorch's settings let products of float32 be rounded to TF32: those of cuDNN in convolutions, those of
+    cuBLAS in others."""
+    return bool(_settings()[0 if convolves else 1].fp32_precision == _TF32)
+
+
 @contextlib.contextmanager
-def strict_float32() -> Iterator[None]:
-    """Until it ends, products of float32 are not rounded to TF32."""
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [s.fp32_precision for s in settings]
+def precision(tf32: bool) -> Iterator[None]:
+    """Until it ends, products of float32 are rounded to TF32, or none of them are."""
+    before = [s.fp32_precision for s in _settings()]
     try:
-        for s in settings:
-            s.fp32_precision = "ieee"
+        for s in _settings():
+            s.fp32_precision = _TF32 if tf32 else "ieee"
         yield
     finally:
-        for s, value in zip(settings, before):
+        for s, value in zip(_settings(), before):
             s.fp32_precision = value
+
+
+def _settings() -> tuple[Any, Any]:
+    """Of cuDNN's convolutions and of cuBLAS's products; the first has no stub."""
+    return torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
 
 
 def set_device(args: abi.Args) -> abi.Args:

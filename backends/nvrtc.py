@@ -34,17 +34,10 @@ def arch(sm: int) -> str:
     return f"sm_{sm}{'a' if sm >= 90 else ''}"
 
 
-def compile(name: str, source: Path, sm: int, include_dirs: Sequence[Path], flags: Sequence[str] = ()) -> bytes:
+def compile(name: str, source: Path, sm: int, include_dirs: Sequence[Path]) -> bytes:
     """The cubin of a file. Raises BuildError with what the compiler said."""
-    return compile_with_log(name, source, sm, include_dirs, flags)[0]
-
-
-def compile_with_log(
-    name: str, source: Path, sm: int, include_dirs: Sequence[Path], flags: Sequence[str] = ()
-) -> tuple[bytes, str]:
-    """The cubin, and what the compiler said: with `--ptxas-options=-v` the registers and spills of every kernel."""
     nvrtc = _checked()
-    options = [f"-arch={arch(sm)}", *FLAGS, *flags, *(f"-I{folder}" for folder in (*include_dirs, source.parent))]
+    options = [f"-arch={arch(sm)}", *FLAGS, *(f"-I{folder}" for folder in (*include_dirs, source.parent))]
     program = c_void_p()
     given = source.read_bytes()
     status = nvrtc.nvrtcCreateProgram(byref(program), given, str(source).encode(), 0, None, None)
@@ -53,15 +46,14 @@ def compile_with_log(
     try:
         array = (c_char_p * len(options))(*(option.encode() for option in options))
         status = nvrtc.nvrtcCompileProgram(program, len(options), array)
-        log = _log(nvrtc, program)
         if status != _SUCCESS:
             command = " ".join(["nvrtc", *options, str(source)])
-            raise BuildError(name=name, command=command, output=log or _text(nvrtc, status))
+            raise BuildError(name=name, command=command, output=_log(nvrtc, program) or _text(nvrtc, status))
         size = c_size_t()
         _check(nvrtc, name, nvrtc.nvrtcGetCUBINSize(program, byref(size)))
         image = ctypes.create_string_buffer(size.value)
         _check(nvrtc, name, nvrtc.nvrtcGetCUBIN(program, image))
-        return image.raw, log
+        return image.raw
     finally:
         nvrtc.nvrtcDestroyProgram(byref(program))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,20 +42,6 @@ def _smi(field: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
     except (OSError, subprocess.CalledProcessError, IndexError):
         return "unknown"
-
-
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    """Products of float32 are strict in `fp32`, and rounded to TF32 in `tf32`."""
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [s.fp32_precision for s in settings]
-    try:
-        for s in settings:
-            s.fp32_precision = "tf32" if name == "tf32" else "ieee"
-        yield
-    finally:
-        for s, value in zip(settings, before):
-            s.fp32_precision = value
 
 
 def medians(sides: Mapping[str, timing.Side], rounds: int) -> dict[str, float]:

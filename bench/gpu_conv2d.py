@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ai3_compile import core, gpu_timing, registry
+from ai3_compile.backends import gpu as settings
 from ai3_compile.testing.calls import Call, in_dtype
 from ai3_compile.testing.shapes import calls_of
 
@@ -39,7 +40,7 @@ def measure(given: argparse.Namespace, groups: Mapping[str, list[Any]]) -> Itera
                     "padding": kernel // 2,
                 }
                 (made,) = calls_of("conv2d", [fields], torch.float32)
-                with gpu.precision(precision):
+                with settings.precision(tf32=precision == "tf32"):
                     call = in_dtype(made, torch.float16 if precision == "fp16" else torch.float32, "cuda")
                     yield {"group": group, "shape": shape, "precision": precision, **_row(call, known)}
 

@@ -17,6 +17,7 @@ import torch
 
 import ai3_compile as ai3
 from ai3_compile import zoo
+from ai3_compile.backends import gpu as settings
 
 from . import gpu, timing
 from .table import Table, number
@@ -66,7 +67,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for batch in given.batch or BATCHES:
             for name in given.models:
                 print(f"{name}, batch {batch}, {precision}", file=sys.stderr, flush=True)
-                with gpu.precision(precision):
+                with settings.precision(tf32=precision == "tf32"):
                     yield _row(name, batch, precision, given)
                 _free()
 
@@ -262,7 +263,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def _autotune(arguments: Sequence[str]) -> None:
     name, batch, precision = arguments
-    with gpu.precision(precision):
+    with settings.precision(tf32=precision == "tf32"):
         dtype = torch.float16 if precision == "fp16" else torch.float32
         model = zoo.load_model(f"torchvision:{name}").cuda().to(dtype)
         image = torch.randn(int(batch), *zoo.default_shape(name)[1:], device="cuda", dtype=dtype)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.fx import Node
 
+from ..backends import gpu
 from ..selection import OpSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -221,13 +222,10 @@ def spec_of(operation: str, node: Node, source: Node, attributes: dict[str, Any]
 
 
 def allows_tf32(operation: str, dtype: torch.dtype, device: str) -> bool:
-    """Whether PyTorch's settings let an operation round products of float32 to TF32: those of cuDNN for convolutions,
-    those of cuBLAS for others."""
+    """Whether PyTorch's settings let an operation round products of float32 to TF32."""
     if device != "cuda" or dtype != torch.float32:
         return False
-    convolves = operation.startswith("conv2d")
-    settings = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    return settings.fp32_precision == "tf32"
+    return gpu.allows_tf32(convolves=operation.startswith("conv2d"))
 
 
 def module_path(node: Node) -> str:

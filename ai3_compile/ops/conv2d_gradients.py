@@ -74,6 +74,10 @@ class Gradient(Operation):
         """Its first argument, in the layout of which it is computed."""
         raise NotImplementedError
 
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.window = inputs[4:13]
+        ctx.save_for_backward(*inputs[:2])
+
     def attributes_of(self, module: Any) -> Attributes:
         raise NotImplementedError("no module of torch.nn is a gradient")
 
@@ -138,10 +142,6 @@ class Conv2dGradInput(Gradient):
     ) -> torch.Tensor:
         groups, _, channels_last = _last(rest, named)
         return empty_image(grad, weight.shape[1] * groups, height, width, channels_last)
-
-    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.window = inputs[4:13]
-        ctx.save_for_backward(*inputs[:2])
 
     def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """It is linear in both: G <- conv(G, weight), and the gradient of the weight with G as the image."""
@@ -209,10 +209,6 @@ class Conv2dGradWeight(Gradient):
         order = torch.channels_last if channels_last else torch.contiguous_format
         sizes = (grad.shape[1], input.shape[1] // groups, kernel_h, kernel_w)
         return torch.empty(sizes, dtype=input.dtype, device=input.device, memory_format=order)
-
-    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.window = inputs[4:13]
-        ctx.save_for_backward(*inputs[:2])
 
     def backward(self, ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """It is linear in both: G <- conv(input, G), and the gradient of the input with G as the weight."""

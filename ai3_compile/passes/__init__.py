@@ -1,12 +1,11 @@
 """The graph passes over ATen graphs, in the order they run: select, fold, fuse, prologue, decompose, copies, layout,
-concat, backward, plans, sequence."""
+concat, backward, plans, calls, sequence."""
 
 from __future__ import annotations
 
 from torch.fx import Graph
 
-from .. import on_gpu
-from . import backward, concat, copies, decompose, fold, fuse, layout, plans, prologue, select, sequence
+from . import backward, calls, concat, copies, decompose, fold, fuse, layout, plans, prologue, select, sequence
 from .context import Context
 from .left import left_to_torch
 
@@ -21,6 +20,7 @@ PASSES = (
     concat.run,
     backward.run,
     plans.run,
+    calls.run,
     sequence.run,
 )
 
@@ -28,9 +28,6 @@ PASSES = (
 def run(graph: Graph, context: Context) -> None:
     """Runs every pass on a graph, in place; the graph is lint-free after each of them."""
     for step in PASSES:
-        if step is sequence.run:
-            # Before operations are joined.
-            context.report.calls = on_gpu.calls_of(graph, context.static_inputs) if context.is_inference else []
         step(graph, context)
 
 

@@ -26,7 +26,7 @@ _MASK = 10  # the position of output_mask among the arguments
 _BIAS = 2  # and of the gradient of the bias among the outputs
 
 
-def asked_for(policy: Policy, device: str = "cpu") -> list[str]:
+def asked_for(policy: Policy, device: str) -> list[str]:
     """The gradients that are not left to torch by default: without a choice nothing is built, and nothing changes."""
     return [
         name

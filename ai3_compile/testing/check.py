@@ -124,7 +124,7 @@ def check_algorithm(operation: str, name: str, *, rtol: float | None = None) -> 
     if (reason := registry.system().platforms[algorithm.platform]) is not None:
         raise AlgorithmError(label=algorithm.label, message=f"it cannot run here: {reason}")
     core.load()
-    with gpu.strict_float32():
+    with gpu.precision(tf32=False):
         if algorithm.device == "cuda":
             core.follow_numerics()
         report = CheckReport(operation, algorithm.qualified, tuple(_rows(algorithm, rtol)))

@@ -2,24 +2,5 @@
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT_TILING.
 #include <conv.h>
 
-namespace {
-
-using Algorithm = ai3::cudnn::Convolution<ai3::cudnn::GradInput::kFftTiling>;
-
-double cost(const ai3_args* args) {
-  return Algorithm::cost(args, {.strict = 20, .tf32 = 20, .half = 20, .float64 = 5});
-}
-
-const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
-                           .operation = "conv2d.grad_input",
-                           .algorithm = "fft tiling",
-                           .version = 1,
-                           .flags = AI3_NCHW,
-                           .supports = Algorithm::supports,
-                           .cost = cost,
-                           .workspace_bytes = Algorithm::workspace_bytes,
-                           .run = Algorithm::run};
-
-}  // namespace
-
-AI3_CUDNN_KERNEL(Algorithm, kernel)
+AI3_CUDNN_KERNEL(GradInput::kFftTiling, .name = "fft tiling", .flags = AI3_NCHW,
+                 .rates = {.strict = 20, .tf32 = 20, .half = 20, .float64 = 5})

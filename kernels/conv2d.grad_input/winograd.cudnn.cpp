@@ -2,24 +2,5 @@
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD.
 #include <conv.h>
 
-namespace {
-
-using Algorithm = ai3::cudnn::Convolution<ai3::cudnn::GradInput::kWinograd>;
-
-double cost(const ai3_args* args) {
-  return Algorithm::cost(args, {.strict = 60, .tf32 = 60, .half = 60, .float64 = 5});
-}
-
-const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
-                           .operation = "conv2d.grad_input",
-                           .algorithm = "winograd",
-                           .version = 1,
-                           .flags = AI3_NCHW,
-                           .supports = Algorithm::supports,
-                           .cost = cost,
-                           .workspace_bytes = Algorithm::workspace_bytes,
-                           .run = Algorithm::run};
-
-}  // namespace
-
-AI3_CUDNN_KERNEL(Algorithm, kernel)
+AI3_CUDNN_KERNEL(GradInput::kWinograd, .name = "winograd", .flags = AI3_NCHW,
+                 .rates = {.strict = 60, .tf32 = 60, .half = 60, .float64 = 5})

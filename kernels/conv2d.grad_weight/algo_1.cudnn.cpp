@@ -2,24 +2,5 @@
 // Source: NVIDIA cuDNN's CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1.
 #include <conv.h>
 
-namespace {
-
-using Algorithm = ai3::cudnn::Convolution<ai3::cudnn::GradWeight::kAlgo1>;
-
-double cost(const ai3_args* args) {
-  return Algorithm::cost(args, {.strict = 20, .tf32 = 90, .half = 200, .float64 = 10});
-}
-
-const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
-                           .operation = "conv2d.grad_weight",
-                           .algorithm = "algo 1",
-                           .version = 1,
-                           .flags = AI3_NCHW | AI3_NHWC,
-                           .supports = Algorithm::supports,
-                           .cost = cost,
-                           .workspace_bytes = Algorithm::workspace_bytes,
-                           .run = Algorithm::run};
-
-}  // namespace
-
-AI3_CUDNN_KERNEL(Algorithm, kernel)
+AI3_CUDNN_KERNEL(GradWeight::kAlgo1, .name = "algo 1", .flags = AI3_NCHW | AI3_NHWC,
+                 .rates = {.strict = 20, .tf32 = 90, .half = 200, .float64 = 10})

@@ -3,23 +3,5 @@
 // no policy but the one that searches takes it.
 #include <conv.h>
 
-namespace {
-
-using Algorithm = ai3::cudnn::Convolution<ai3::cudnn::Choice::kAuto>;
-
-const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
-                           .operation = "conv2d",
-                           .algorithm = "auto",
-                           .version = 1,
-                           .flags = AI3_NCHW | AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_INPUT | AI3_STRIDED_OUTPUT,
-                           .supports = Algorithm::supports,
-                           .workspace_bytes = Algorithm::workspace_bytes,
-                           .packed_bytes = Algorithm::packed_bytes,
-                           .pack = Algorithm::pack,
-                           .pack_variant = Algorithm::pack_variant,
-                           .fuses = Algorithm::fuses,
-                           .run = Algorithm::run};
-
-}  // namespace
-
-AI3_CUDNN_KERNEL(Algorithm, kernel)
+AI3_CUDNN_KERNEL(Choice::kAuto, .name = "auto",
+                 .flags = AI3_NCHW | AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_INPUT | AI3_STRIDED_OUTPUT)

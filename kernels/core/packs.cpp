@@ -55,6 +55,7 @@ struct OfDevice {
   std::vector<int64_t> versions;  // of bias and norm
   std::optional<Tensor> packed;
   Mark made;  // when all of that is there
+  std::mutex refilling;
 };
 
 struct Entry {
@@ -218,6 +219,20 @@ void fill_on_device(Entry& entry) {
   of.made.set(of.args);
 }
 
+// Makes an entry anew, unless it is of this version and epoch: of several threads that find it stale, one does.
+void refill(Entry& entry, int64_t now) {
+  OfDevice& of = *entry.device;
+  const std::lock_guard lock(of.refilling);
+  const int64_t version = call_int("aten::_version", *entry.source);
+  std::vector<int64_t> versions = versions_of(of);
+  if (entry.epoch == now && entry.version == version && of.versions == versions) return;
+  set_stream(of.args);
+  fill_on_device(entry);
+  entry.epoch = now;
+  entry.version = version;
+  of.versions = std::move(versions);
+}
+
 std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai3_args& args,
                                             const WeightSource& source) {
   AI3_CHECK(source.prologue == nullptr, kernel.label, " cannot apply a batch norm to its input");
@@ -227,7 +242,7 @@ std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai
   if (const BatchNorm* n = source.norm) {
     norm = BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps};
   }
-  entry->device.reset(new OfDevice{&kernel, args, alias_of(source.weight), alias(source.bias), norm, {}, {}, {}});
+  entry->device.reset(new OfDevice{&kernel, args, alias_of(source.weight), alias(source.bias), norm, {}, {}, {}, {}});
   entry->device->versions = versions_of(*entry->device);
   fill_on_device(*entry);
   return entry;
@@ -325,7 +340,8 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     auto bucket = packs().find(key);
     if (bucket != packs().end()) {
       for (const auto& e : bucket->second) {
-        if (is_of_this_weight(*e)) found = e;
+        // A GPU's is made anew from the tensors it was made of: for others there is another.
+        if (is_of_this_weight(*e) && (e->device == nullptr || same_folded(source, e->folded))) found = e;
       }
     }
   }
@@ -338,11 +354,7 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
   // captured is made at every replay.
   const bool keeps = !is_inference(source.weight) && !is_capturing(args);
   if (found != nullptr && found->device != nullptr && keeps) {
-    found->device->args.stream = args.stream;
-    fill_on_device(*found);
-    found->epoch = now;
-    found->version = call_int("aten::_version", source.weight);
-    found->device->versions = versions_of(*found->device);
+    refill(*found, now);
     return prepared(std::move(found), args, source);
   }
   auto entry = make_entry(kernel, args, source);
@@ -407,16 +419,7 @@ AI3_EXPORT const char* ai3_core_refresh_packs(void) {
   }
   try {
     const int64_t now = ai3::epoch.load(std::memory_order_acquire);
-    for (const auto& entry : entries) {
-      const int64_t version = ai3::call_int("aten::_version", *entry->source);
-      std::vector<int64_t> versions = ai3::versions_of(*entry->device);
-      if (entry->epoch == now && entry->version == version && entry->device->versions == versions) continue;
-      ai3::set_stream(entry->device->args);
-      ai3::fill_on_device(*entry);
-      entry->epoch = now;
-      entry->version = version;
-      entry->device->versions = std::move(versions);
-    }
+    for (const auto& entry : entries) ai3::refill(*entry, now);
   } catch (const std::exception& error) {
     failure = error.what();
     return failure.c_str();

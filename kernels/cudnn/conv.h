@@ -57,29 +57,56 @@ struct Support {
   int64_t (*pack_variant)(const ai3_args* args);
 };
 
-// The functions of one algorithm, as its table wants them.
+// What one algorithm says of itself.
+struct Described {
+  const char* name;
+  uint32_t flags;
+  Rates rates;  // zeros: it has no estimate
+  const char* only_by_name = nullptr;
+};
+
 template <auto kAlgorithm>
 struct Convolution {
   static inline const Support* support = nullptr;
+  static inline Rates rates;
   static constexpr Method kMethod = method_of(kAlgorithm);
 
-  static double cost(const ai3_args* args, const Rates& rates) { return support->cost(args, kMethod.operation, rates); }
-  static const char* supports(const ai3_args* args) { return support->supports(args, kMethod); }
-  static size_t workspace_bytes(const ai3_args* args) { return support->workspace_bytes(args, kMethod); }
-  static int32_t fuses(const ai3_args* args) { return support->fuses(args, kMethod); }
-  static void run(const ai3_args* args) { support->run(args, kMethod); }
-  static size_t packed_bytes(const ai3_args* args) { return support->packed_bytes(args); }
-  static void pack(const ai3_args* args, void* dst) { support->pack(args, dst); }
-  static int64_t pack_variant(const ai3_args* args) { return support->pack_variant(args); }
+  static ai3_kernel table(const Described& described) {
+    constexpr const char* kOperations[] = {"conv2d", "conv2d.grad_input", "conv2d.grad_weight"};
+    rates = described.rates;
+    ai3_kernel k{};
+    k.abi_version = AI3_ABI_VERSION;
+    k.operation = kOperations[kMethod.operation];
+    k.algorithm = described.name;
+    k.version = 1;
+    k.flags = described.flags;
+    k.only_by_name = described.only_by_name;
+    k.supports = [](const ai3_args* args) { return support->supports(args, kMethod); };
+    k.workspace_bytes = [](const ai3_args* args) { return support->workspace_bytes(args, kMethod); };
+    k.run = [](const ai3_args* args) { support->run(args, kMethod); };
+    if (rates.strict > 0) {
+      k.cost = [](const ai3_args* args) { return support->cost(args, kMethod.operation, rates); };
+    }
+    if (kMethod.is_plan) k.fuses = [](const ai3_args* args) { return support->fuses(args, kMethod); };
+    if ((k.flags & AI3_NHWC) != 0 && kMethod.operation != kGradWeight) {  // whose weight is what it computes
+      k.packed_bytes = [](const ai3_args* args) { return support->packed_bytes(args); };
+      k.pack = [](const ai3_args* args, void* dst) { support->pack(args, dst); };
+      k.pack_variant = [](const ai3_args* args) { return support->pack_variant(args); };
+    }
+    return k;
+  }
 };
 
 }  // namespace ai3::cudnn
 
-// What a table's library exports.
-#define AI3_CUDNN_KERNEL(Algorithm, table)                                          \
-  extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &(table); } \
-  extern "C" AI3_EXPORT void ai3_set_support(const void* support) {                 \
-    Algorithm::support = static_cast<const ai3::cudnn::Support*>(support);          \
+// A library of one table, from a Described.
+#define AI3_CUDNN_KERNEL(Algorithm, ...)                                                                        \
+  extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) {                                                \
+    static const ai3_kernel table = ai3::cudnn::Convolution<ai3::cudnn::Algorithm>::table({__VA_ARGS__});       \
+    return &table;                                                                                              \
+  }                                                                                                             \
+  extern "C" AI3_EXPORT void ai3_set_support(const void* support) {                                             \
+    ai3::cudnn::Convolution<ai3::cudnn::Algorithm>::support = static_cast<const ai3::cudnn::Support*>(support); \
   }
 
 #endif

@@ -3,7 +3,6 @@
 
 #include <cstdio>
 #include <map>
-#include <set>
 
 #include "support.h"
 
@@ -15,11 +14,10 @@ Cache<FusedPlan>& cache() {
   return *cache;
 }
 
-// What search() found, by the problem's text; and what has none.
+// What search() found, by the problem's text.
 struct Stored {
   std::mutex mutex;
   std::map<std::string, std::string> plans;
-  std::set<std::string> unsearched;
   std::string message;
 
   static Stored& get() {
@@ -44,12 +42,7 @@ FusedPlan stored_or_guessed(const Problem& p) {
       set_message("the stored plan of " + key + " " + error.what());
     }
   }
-  FusedPlan plan = guess(p);
-  if (!plan.is_apart) {
-    const std::lock_guard lock(stored.mutex);
-    stored.unsearched.insert(key);
-  }
-  return plan;
+  return guess(p);
 }
 
 FusedPlan make(const Problem& p) {
@@ -167,13 +160,6 @@ extern "C" AI3_EXPORT int64_t ai3_cudnn_message(char* out, int64_t size) {
   return copy_out(stored.message, out, size);
 }
 
-// The plan that `auto` takes or, with `guess`, that guess takes.
-extern "C" AI3_EXPORT int64_t ai3_cudnn_plan_name(const ai3_args* args, int32_t guess, char* out, int64_t size) {
-  const Choice choice = guess != 0 ? Choice::kGuess : Choice::kAuto;
-  const FusedPlan& plan = cache().get(Problem(args, kForward, int64_t(choice)), make);
-  return copy_out(!plan.reason.empty() ? plan.reason : plan.is_apart ? "apart" : plan.step->name, out, size);
-}
-
 // `auto` takes this plan where its problem has this key, from its next call on; what cannot be read then is passed over
 // with a message.
 extern "C" AI3_EXPORT void ai3_cudnn_set_plan(const char* key, const char* plan) {
@@ -181,18 +167,10 @@ extern "C" AI3_EXPORT void ai3_cudnn_set_plan(const char* key, const char* plan)
   {
     const std::lock_guard lock(stored.mutex);
     stored.plans[key] = plan;
-    stored.unsearched.erase(key);
   }
   cache().drop([key](const Problem& p) { return p.algorithm == int64_t(Choice::kAuto) && text_of(p) == key; });
   const std::string text = plan;
   if (text.rfind(kApart, 0) != 0) return;
   const size_t begin = std::string(kApart).size(), end = text.find('\n', begin);
   if (end != std::string::npos) ai3_cudnn_set_plan(text.substr(begin, end - begin).c_str(), plan + end + 1);
-}
-
-// For how many problems `auto` took cuDNN's guess, as no plan was stored for them.
-extern "C" AI3_EXPORT int64_t ai3_cudnn_unsearched() {
-  Stored& stored = Stored::get();
-  const std::lock_guard lock(stored.mutex);
-  return static_cast<int64_t>(stored.unsearched.size());
 }

@@ -10,6 +10,7 @@ from torch import nn
 
 import ai3_compile as ai3
 from ai3_compile import core, registry
+from ai3_compile.backends import gpu
 from ai3_compile.errors import NothingFitsError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -22,15 +23,10 @@ LIMIT = 1e-5
 
 @pytest.fixture(autouse=True)
 def strict():
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [s.fp32_precision for s in settings]
-    for s in settings:
-        s.fp32_precision = "ieee"
     torch.manual_seed(0)
-    yield
+    with gpu.precision(tf32=False):
+        yield
     torch._dynamo.reset()
-    for s, value in zip(settings, before):
-        s.fp32_precision = value
 
 
 class Net(nn.Module):
@@ -111,6 +107,7 @@ def test_numbers_follow_weights_however_they_change(algorithm, way):
         model.load_state_dict({name: value * 1.01 for name, value in model.state_dict().items()})
         assert error(run(x), model, x) < LIMIT
         model.right.weight = nn.Parameter(model.right.weight * 1.1)
+        model.body[1].bias = nn.Parameter(torch.randn(16, device="cuda"))  # beside a weight that stays
         for _ in range(3):
             found = run(x)
         assert error(found, model, x) < LIMIT

@@ -83,13 +83,8 @@ def wrong(algorithm: registry.Algorithm, call: calls.Call, tf32: bool) -> tuple[
 
 @pytest.fixture
 def precision(request):
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [s.fp32_precision for s in settings]
-    for s in settings:
-        s.fp32_precision = request.param
-    yield request.param
-    for s, value in zip(settings, before):
-        s.fp32_precision = value
+    with harness.gpu.precision(tf32=request.param == "tf32"):
+        yield request.param
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"{a.operation}-{a.qualified}")
