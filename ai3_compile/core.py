@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ def _load() -> ctypes.CDLL:
     library.ai3_core_set_numerics.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
     library.ai3_core_set_numerics.restype = None
     library.ai3_core_refresh_packs.restype = ctypes.c_char_p
+    library.ai3_core_refresh_packs.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     library.ai3_core_drop_packs.argtypes = [ctypes.c_void_p]
     library.ai3_core_drop_packs.restype = None
     library.ai3_core_raise_epoch.restype = None
@@ -169,11 +171,30 @@ def raise_epoch() -> None:
     load().ai3_core_raise_epoch()
 
 
-def refresh_packs() -> None:
-    """Makes the packed weights of GPUs anew, where they lie, where the weights have changed."""
-    failure = load().ai3_core_refresh_packs()
+def refresh_packs(addresses: Sequence[int], versions: Sequence[int]) -> None:
+    """Makes the packs of these weights of GPUs anew, where they lie, unless they are of these versions already."""
+    numbers = ctypes.c_int64 * len(addresses)
+    failure = load().ai3_core_refresh_packs(numbers(*addresses), numbers(*versions), len(addresses))
     if failure is not None:
         raise Ai3Error(message=f"packing the weights that have changed: {failure.decode()}")
+
+
+_NO_MEMORY = re.compile(r"PyTorch has no memory for (\d+) bytes on (cuda:\d+)")
+
+
+def torchs_own(error: RuntimeError) -> RuntimeError:
+    """The error that PyTorch raises where the core library got no memory on a GPU; others as they are.
+
+    PyTorch is asked again, as only its own error says what holds the memory, or that the device is lost. It may succeed:
+    what the failed call held is free by now.
+    """
+    if (found := _NO_MEMORY.search(str(error))) is None:
+        return error
+    try:
+        torch.empty(int(found[1]), dtype=torch.uint8, device=found[2])
+    except RuntimeError as own:
+        return own
+    return torch.OutOfMemoryError(f"CUDA out of memory. {error}")
 
 
 def register_kernel(identity: int, table: int, label: str, device: str) -> str | None:
@@ -194,8 +215,6 @@ def invalidate(module: torch.nn.Module | torch.Tensor | None = None) -> None:
     library = load()
     # A layer's weight may be a view of a parameter, at another address: nothing packed before is used again.
     raise_epoch()
-    # A CUDA graph that was captured reads the packs of its weights where they lie.
-    refresh_packs()
     if module is None:
         library.ai3_core_drop_packs(None)
         return

@@ -93,7 +93,10 @@ def run(
         core.follow_numerics()
     if operation in _IMAGES and _is_channels_last(input):
         kwargs["channels_last"] = True  # as PyTorch's operations, the output has the input's layout
-    return op.overload_for(algorithm)(*args, **kwargs)
+    try:
+        return op.overload_for(algorithm)(*args, **kwargs)
+    except RuntimeError as error:
+        raise core.torchs_own(error) from error.__cause__
 
 
 def decision(

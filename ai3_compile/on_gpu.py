@@ -74,13 +74,19 @@ def _run(call: Call, inputs: Sequence[Any], device: torch.device) -> None:
     getattr(torch.ops.ai3, name).default(**{argument: value(*described) for argument, *described in arguments})
 
 
-def _counts_beside(statistics: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """`num_batches_tracked` of the batch norms that have these tensors as buffers: a graph is not told its modules."""
-    if not statistics:
-        return []
-    holders = gc.get_referrers(*statistics)
-    found = [holder.get("num_batches_tracked") for holder in holders if type(holder) is dict]
-    return [count for count in found if isinstance(count, torch.Tensor)]
+def _counts_beside(weights: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """Of each weight that is a statistic of a batch norm the `num_batches_tracked` beside it; None of others. A graph
+    is not told its modules."""
+    counts: dict[int, torch.Tensor] = {}
+    for holder in gc.get_referrers(*weights) if weights else ():
+        if type(holder) is dict and isinstance(count := holder.get("num_batches_tracked"), torch.Tensor):
+            counts.update((id(buffer), count) for buffer in holder.values())
+    return [counts.get(id(weight)) for weight in weights]
+
+
+def _version(weight: torch.Tensor) -> int:
+    """An inference tensor has none: it is packed at every call."""
+    return -1 if weight.is_inference() else weight._version
 
 
 class Guarded:
@@ -106,27 +112,29 @@ class Guarded:
         self._run, self._constants, self._calls = run, tuple(constants), calls
         self._static, self._max_workspace = static, max_workspace
         self._addresses: list[int] | None = None
-        self._counts: list[torch.Tensor] = []
-        self._state: tuple[int, list[int]] | None = None
+        self._counts: list[torch.Tensor | None] = []
+        self._state: tuple[int, list[int], list[int]] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         core.follow_numerics(self._max_workspace)
         inputs = (*self._constants, *arguments)
         self._refresh([inputs[i] for i in self._static if i < len(inputs)], inputs)
-        return self._run(*arguments)
+        try:
+            return self._run(*arguments)
+        except RuntimeError as error:
+            raise core.torchs_own(error) from error.__cause__
 
     def _refresh(self, weights: list[torch.Tensor], inputs: Sequence[Any]) -> None:
-        # An inference tensor has no version: it is packed at every call.
         addresses = [w.data_ptr() for w in weights]
         if addresses != self._addresses:
             self._counts = _counts_beside(weights)
-        versions = [-1 if w.is_inference() else w._version for w in (*weights, *self._counts)]
-        state = core.epoch(), versions
+        versions = [_version(w) if c is None else _version(w) + _version(c) for w, c in zip(weights, self._counts)]
+        state = core.epoch(), addresses, versions
+        if state != self._state:  # at the first call as well: another graph may have packed these weights
+            core.refresh_packs(addresses, versions)
         if self._calls and addresses != self._addresses and inputs:
             device = next(t.device for t in inputs if isinstance(t, torch.Tensor) and t.is_cuda)
             with torch.no_grad():
                 for call in self._calls:
                     _run(call, inputs, device)
-        elif self._state is not None and state != self._state:
-            core.refresh_packs()
         self._addresses, self._state = addresses, state

@@ -116,6 +116,7 @@ def _locked(key: str, spec: OpSpec) -> Iterator[None]:
 def _measure(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> Mapping[str, float]:
     core.load()
     if spec.device == "cuda":
+        core.follow_numerics()
         return gpu_timing.seconds({a.qualified: _call(spec, a, in_graph) for a in candidates})
     # Made outside of inference mode: weights made there are packed at every call.
     calls = {a.qualified: _call(spec, a, in_graph) for a in candidates}

@@ -1,6 +1,6 @@
 """sequence: neighbouring operations of ai3 become one call, as Python and the dispatcher take as long as a small layer.
 
-    y = conv2d(x, v); z = relu(y)  ->  z, = sequence("conv2d 2 t0 t1 ...\\nrelu 3 t2 ...\\nreturn 3", [x, v])
+    y = conv2d(x, v); z = relu(y)  ->  z, = sequence("conv2d 2 t0 t1 ...;relu 3 t2 ...;return 3", [x, v])
 
 Runs last. kernels/core/sequence.cpp says what the program looks like, and runs it; `fake` here finds the shapes.
 """
@@ -226,7 +226,7 @@ def _join(graph: Graph, nodes: list[Node], context: Context) -> None:
     results = [node for node in nodes if node in numbers and not inside.issuperset(node.users)]
     lines.append(" ".join(["return", *(str(numbers[node]) for node in results)]))
     with graph.inserting_after(nodes[-1]):
-        call = graph.call_function(torch.ops.ai3.sequence.default, ("\n".join(lines), inputs))
+        call = graph.call_function(torch.ops.ai3.sequence.default, (";".join(lines), inputs))
     set_value(call)
     last = call
     for index, node in enumerate(results):
@@ -266,7 +266,7 @@ def _read(word: str, values: dict[int, torch.Tensor]) -> Any:
 def fake(program: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """The results of a sequence without their data."""
     values = dict(enumerate(tensors))
-    *lines, last = program.split("\n")
+    *lines, last = program.split(";")
     for line in lines:
         name, result, *words = line.split(" ")
         arguments = [_read(word, values) for word in words]

@@ -23,10 +23,7 @@ Tensor empty_attended(const Tensor& query, int64_t width) {
   }
   int32_t dtype = 0;
   AI3_CALL(aoti_torch_get_dtype(query.get(), &dtype));
-  const Place place = place_of(query);
-  AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch_empty_strided(ndim, sizes.data(), strides.data(), dtype, place.type, place.index, &made));
-  return Tensor(made);
+  return empty_strided(place_of(query), dtype, sizes, strides);
 }
 
 // With elements of the last dimension beside each other.

@@ -255,15 +255,10 @@ OneThread::~OneThread() {
 Tensor empty_image(const Tensor& like, const std::array<int64_t, 4>& sizes, bool channels_last) {
   const bool batched = like.dim() == 4;
   const std::array<int64_t, 4> strides = image_strides(sizes, batched && channels_last);
-  const int skipped = batched ? 0 : 1;
-  // Not by torch::stable::empty, which goes through the dispatcher by name and takes as long as a small layer.
+  const size_t skipped = batched ? 0 : 1;
   int32_t dtype = 0;
   AI3_CALL(aoti_torch_get_dtype(like.get(), &dtype));
-  const Place place = place_of(like);
-  AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch_empty_strided(4 - skipped, sizes.data() + skipped, strides.data() + skipped, dtype, place.type,
-                                    place.index, &made));
-  return Tensor(made);
+  return empty_strided(place_of(like), dtype, std::span(sizes).subspan(skipped), std::span(strides).subspan(skipped));
 }
 
 ai3_dtype dtype_of(const Tensor& t) {

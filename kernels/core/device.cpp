@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 
@@ -69,6 +70,10 @@ int32_t compute_capability(int32_t device) {
             "ai3: the driver does not tell the compute capability of device ", device);
   if (fits) known[device] = 10 * major + minor;
   return 10 * major + minor;
+}
+
+[[noreturn]] void fail_for_memory(const Place& place, int64_t bytes) {
+  fail("PyTorch has no memory for ", bytes, " bytes on ", name_of(place));
 }
 
 std::atomic<bool> convolutions_in_tf32{false}, products_in_tf32{false}, deterministic{false};
@@ -138,12 +143,41 @@ OnDevice::~OnDevice() {
   if (guard_ != nullptr) Cuda::get().drop_guard(guard_);
 }
 
+Tensor empty_strided(const Place& place, int32_t dtype, std::span<const int64_t> sizes,
+                     std::span<const int64_t> strides) {
+  // Not by torch::stable::empty, which goes through the dispatcher by name and takes as long as a small layer.
+  AtenTensorHandle made = nullptr;
+  const auto status = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                               place.type, place.index, &made);
+  if (status != TORCH_SUCCESS) {
+    int64_t elements = 1;
+    for (int64_t size : sizes) elements *= size;
+    fail_for_memory(place, elements * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype)));
+  }
+  return Tensor(made);
+}
+
+Tensor empty_contiguous(const Tensor& like, std::span<const int64_t> sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  int32_t dtype = 0;
+  AI3_CALL(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty_strided(place_of(like), dtype, sizes, strides);
+}
+
+Tensor empty_as(const Tensor& like) {
+  try {
+    return torch::stable::empty_like(like);
+  } catch (const std::exception&) {
+    fail_for_memory(place_of(like), like.numel() * static_cast<int64_t>(like.element_size()));
+  }
+}
+
 Tensor device_bytes(const ai3_args& args, size_t bytes) {
   const int64_t size = static_cast<int64_t>(bytes), stride = 1;
-  AtenTensorHandle made = nullptr;
-  AI3_CALL(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cuda(),
-                                    args.device, &made));
-  return Tensor(made);
+  return empty_strided({aoti_torch_device_type_cuda(), args.device}, aoti_torch_dtype_uint8(), {&size, 1},
+                       {&stride, 1});
 }
 
 }  // namespace ai3

@@ -1,6 +1,8 @@
 // Where tensors are, and what an algorithm on a GPU is told of it.
 #pragma once
 
+#include <span>
+
 #include "core.h"
 
 namespace ai3 {
@@ -48,6 +50,13 @@ class Mark {
  private:
   void *event_ = nullptr, *stream_ = nullptr;
 };
+
+// A tensor without its values. Where there is no memory for it the error says how much was wanted and where, so that
+// Python can ask PyTorch for it again, whose own error says more.
+Tensor empty_strided(const Place& place, int32_t dtype, std::span<const int64_t> sizes,
+                     std::span<const int64_t> strides);
+Tensor empty_contiguous(const Tensor& like, std::span<const int64_t> sizes);
+Tensor empty_as(const Tensor& like);
 
 // Memory of the call's GPU, from PyTorch's allocator.
 Tensor device_bytes(const ai3_args& args, size_t bytes);

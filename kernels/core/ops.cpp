@@ -184,7 +184,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
             " elements");
   std::vector<int64_t> sizes(input.sizes().begin(), input.sizes().end());
   sizes.back() = weight.size(0);
-  Tensor result = torch::stable::new_empty(input, sizes);
+  Tensor result = empty_contiguous(input, sizes);
   AI3_CHECK(!residual || residual->numel() == result.numel(), op, ": the residual does not have the output's shape");
   int64_t rows = 1;
   for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
@@ -218,14 +218,14 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
 
 Tensor relu(const Tensor& input, int64_t algorithm) {
   const LoadedKernel& kernel = find_kernel(algorithm);
-  // Elementwise: memory order is irrelevant as long as the output has the input's. What empty_like makes is dense, so
+  // Elementwise: memory order is irrelevant as long as the output has the input's. What empty_as makes is dense, so
   // an input of the same strides is dense too.
-  Tensor result = torch::stable::empty_like(input);
+  Tensor result = empty_as(input);
   bool same_order = true;
   for (int64_t d = 0; d < input.dim(); ++d) {
     same_order = same_order && (input.size(d) == 1 || input.stride(d) == result.stride(d));
   }
-  Tensor in = same_order ? input : torch::stable::empty_like(input);
+  Tensor in = same_order ? input : empty_as(input);
   if (!same_order) torch::stable::copy_(in, input);
   ai3_args args{};
   set_device(args, kernel, input);
@@ -250,7 +250,7 @@ Tensor flatten(const Tensor& input, int64_t start_dim, int64_t end_dim, int64_t 
     else
       sizes.push_back(input.size(d));
   }
-  Tensor result = torch::stable::new_empty(input, sizes);
+  Tensor result = empty_contiguous(input, sizes);
   ai3_args args{};
   set_device(args, kernel, input);
   args.input = any_view(input);

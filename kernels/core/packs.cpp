@@ -1,8 +1,9 @@
 // The cache of packed weights. A stale pack is a wrong answer, so an entry is used only while its weight
 // is the same storage, unchanged by its version counter, with no optimizer step in between (fused ones raise no
 // version). What else was folded in is compared by value: batch norm updates its statistics without raising their
-// versions. On a GPU that would wait for the device: there it is the same while it is the same memory, and refresh()
-// looks at its versions. There packs are also made anew in place, as a captured graph reads them where they were.
+// versions. On a GPU that would wait for the device: there it is the same while it is the same memory, until Python
+// says at what versions weights are (ai3_core_refresh_packs). There packs are also made anew in place, as a captured
+// graph reads them where they were.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -52,7 +53,7 @@ struct OfDevice {
   Tensor weight;  // aliases
   OptionalTensor bias;
   std::optional<BatchNorm> norm;
-  std::vector<int64_t> versions;  // of bias and norm
+  std::vector<int64_t> versions;  // of all of these, as Python said last: an alias need not have its tensor's
   std::optional<Tensor> packed;
   Mark made;  // when all of that is there
   std::mutex refilling;
@@ -166,13 +167,20 @@ std::pair<Tensor, Tensor> fold_on_device(const Tensor& weight, const OptionalTen
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-std::vector<int64_t> versions_of(const OfDevice& of) {
+// The addresses of a graph's weights, and the version that each is at.
+using Versions = std::unordered_map<const void*, int64_t>;
+
+std::vector<int64_t> versions_of(const OfDevice& of, const Versions& given) {
   std::vector<int64_t> versions;
   const auto add = [&](const OptionalTensor& t) {
-    if (t) versions.push_back(call_int("aten::_version", *t));
+    if (!t) return;
+    const auto found = given.find(t->const_data_ptr());
+    versions.push_back(found == given.end() ? -1 : found->second);
   };
-  if (!of.norm) return versions;
-  for (const OptionalTensor* t : {&of.bias, &of.norm->weight, &of.norm->bias, &of.norm->mean, &of.norm->var}) add(*t);
+  add(of.weight);
+  if (of.norm) {
+    for (const OptionalTensor* t : {&of.bias, &of.norm->weight, &of.norm->bias, &of.norm->mean, &of.norm->var}) add(*t);
+  }
   return versions;
 }
 
@@ -219,18 +227,17 @@ void fill_on_device(Entry& entry) {
   of.made.set(of.args);
 }
 
-// Makes an entry anew, unless it is of this version and epoch: of several threads that find it stale, one does.
-void refill(Entry& entry, int64_t now) {
+// Makes an entry anew that is of another version of the weight, or epoch, or of other versions of what is folded in,
+// where these are known: of several threads that find it stale, one does.
+void refill(Entry& entry, int64_t now, int64_t version, const std::vector<int64_t>* versions) {
   OfDevice& of = *entry.device;
   const std::lock_guard lock(of.refilling);
-  const int64_t version = call_int("aten::_version", *entry.source);
-  std::vector<int64_t> versions = versions_of(of);
-  if (entry.epoch == now && entry.version == version && of.versions == versions) return;
+  if (entry.epoch == now && entry.version == version && (versions == nullptr || of.versions == *versions)) return;
   set_stream(of.args);
   fill_on_device(entry);
   entry.epoch = now;
   entry.version = version;
-  of.versions = std::move(versions);
+  of.versions = versions == nullptr ? std::vector<int64_t>() : *versions;
 }
 
 std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai3_args& args,
@@ -243,7 +250,6 @@ std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai
     norm = BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps};
   }
   entry->device.reset(new OfDevice{&kernel, args, alias_of(source.weight), alias(source.bias), norm, {}, {}, {}, {}});
-  entry->device->versions = versions_of(*entry->device);
   fill_on_device(*entry);
   return entry;
 }
@@ -308,8 +314,9 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     if (given.bias) result.bias = given.bias->const_data_ptr();
     return result;
   }
-  const auto dense = [](const BatchNorm* norm) {
+  const auto dense = [&kernel](const BatchNorm* norm) {
     if (norm == nullptr) return BatchNorm{};
+    if (kernel.is_cuda) return *norm;  // PyTorch folds it, and a copy would not follow
     return BatchNorm{contiguous_or_none(norm->weight), contiguous_or_none(norm->bias), contiguous_or_none(norm->mean),
                      contiguous_or_none(norm->var), norm->eps};
   };
@@ -354,7 +361,7 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
   // captured is made at every replay.
   const bool keeps = !is_inference(source.weight) && !is_capturing(args);
   if (found != nullptr && found->device != nullptr && keeps) {
-    refill(*found, now);
+    refill(*found, now, call_int("aten::_version", source.weight), nullptr);
     return prepared(std::move(found), args, source);
   }
   auto entry = make_entry(kernel, args, source);
@@ -404,22 +411,29 @@ AI3_EXPORT void ai3_core_drop_packs(const void* weight) {
 // Called after an optimizer step: what was packed before it is not used again.
 AI3_EXPORT void ai3_core_raise_epoch(void) { ai3::epoch.fetch_add(1, std::memory_order_acq_rel); }
 
-// Makes those packs of GPUs anew, where they lie, whose weights or what was folded into them have changed. A graph that
-// was captured does not look by itself.
-AI3_EXPORT const char* ai3_core_refresh_packs(void) {
+// Makes anew, where they lie, those packs of GPUs whose weights, or what was folded into them, are not at the versions
+// given with their addresses, or are of an epoch that is over. A graph that was captured does not look by itself.
+AI3_EXPORT const char* ai3_core_refresh_packs(const void* const* addresses, const int64_t* versions, int64_t count) {
   thread_local std::string failure;
+  ai3::Versions given;
+  for (int64_t i = 0; i < count; ++i) given.emplace(addresses[i], versions[i]);
   std::vector<std::shared_ptr<ai3::Entry>> entries;
   {
     std::lock_guard lock(ai3::mutex);
-    for (const auto& bucket : ai3::packs()) {
-      for (const auto& entry : bucket.second) {
+    for (const auto& [address, version] : given) {
+      const auto bucket = ai3::packs().find(address);
+      if (bucket == ai3::packs().end()) continue;
+      for (const auto& entry : bucket->second) {
         if (entry->device != nullptr) entries.push_back(entry);
       }
     }
   }
   try {
     const int64_t now = ai3::epoch.load(std::memory_order_acquire);
-    for (const auto& entry : entries) ai3::refill(*entry, now);
+    for (const auto& entry : entries) {
+      const std::vector<int64_t> found = ai3::versions_of(*entry->device, given);
+      ai3::refill(*entry, now, found[0], &found);
+    }
   } catch (const std::exception& error) {
     failure = error.what();
     return failure.c_str();

@@ -1,5 +1,6 @@
 // A run of ai3's operations as one call: what Python and PyTorch's dispatcher spend between two of them is as long as
-// many a layer. The program is text, a line an operation (ai3_compile/passes/sequence.py writes it):
+// many a layer. The program is text, written by ai3_compile/passes/sequence.py, its operations parted by semicolons:
+// Inductor copies it into comments of one line.
 //
 //   conv2d 7 t0 t3 o4 i1 i1 ... b1 n        value 7 = ai3::conv2d(value 0, value 3, optional value 4, 1, 1, ..., None)
 //   max_pool2d_into - t9 i64 t7 ...         an operation that returns nothing
@@ -104,7 +105,7 @@ Argument argument(std::string_view word) {
 Program parse(std::string_view text, size_t inputs) {
   Program program{{}, {}, inputs, inputs, {}, std::make_shared<Splits>()};
   while (!text.empty()) {
-    std::string_view line = take(text, '\n');
+    std::string_view line = take(text, ';');
     const std::string_view name = take(line, ' ');
     if (name == "return") {
       while (!line.empty()) program.results.push_back(number<size_t>(take(line, ' ')));

@@ -1,8 +1,10 @@
 // Times the plans that cuDNN recommends for a problem, on the tensors it is given. Meant for a process of its own: a
 // plan that faults takes the CUDA context with it.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <set>
+#include <thread>
 
 #include "conv.h"
 #include "fused.h"
@@ -155,6 +157,32 @@ std::vector<Untried> recommended(const std::vector<Way>& ways) {
   return found;
 }
 
+using Steps = std::vector<std::shared_ptr<const Step>>;
+
+// The plans of some candidates, null where cuDNN recommends what it does not make for this shape. By several threads:
+// cuDNN compiles some of them, which takes most of a search.
+Steps steps_of(const Untried* untried, size_t count, int device) {
+  Steps made(count);
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    const OnDevice guard(device);
+    const cudnnHandle_t handle = handle_on(device);
+    for (size_t i = next++; i < count; i = next++) {
+      try {
+        made[i] = std::make_shared<const Step>(untried[i].way->graph, untried[i].candidate, handle);
+      } catch (const Failure&) {
+        // it stays null
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  const size_t threads = std::min<size_t>({count, 8, std::max(1u, std::thread::hardware_concurrency())});
+  for (size_t t = 1; t < threads; ++t) others.emplace_back(work);
+  work();
+  for (std::thread& other : others) other.join();
+  return made;
+}
+
 // One call, as the core library makes it.
 void run_once(const Entry& entry, const ai3_args& args, const ai3_kernel* epilogue) {
   entry.plan.run(&args);
@@ -185,17 +213,18 @@ std::string search(const ai3_args* given, const ai3_kernel* epilogue, int most, 
   const std::vector<Way> ways = ways_of(p, epilogue != nullptr, handle);
   const std::vector<Untried> untried = recommended(ways);
   std::vector<Entry> entries;
+  Steps steps;  // of the candidates from `built` on
+  size_t built = 0;
   int tried = 0;
   for (size_t i = 0; i < untried.size() && tried < most; ++i) {
     const Untried& u = untried[i];
-    if (skip.find("\n" + u.name + "\n") != std::string::npos) continue;
-    Entry entry{{}, u.way->is_apart, u.name, INFINITY};
-    try {
-      auto step = std::make_shared<const Step>(u.way->graph, u.candidate, handle);
-      entry.plan = plan_of(u.way->problem, u.way->part, std::move(step));
-    } catch (const Failure&) {
-      continue;  // recommended, but not for this shape
+    if (i == built + steps.size()) {
+      built = i;
+      steps = steps_of(&u, std::min(untried.size() - i, static_cast<size_t>(most - tried)), given->device);
     }
+    const std::shared_ptr<const Step>& step = steps[i - built];
+    if (step == nullptr || skip.find("\n" + u.name + "\n") != std::string::npos) continue;
+    Entry entry{plan_of(u.way->problem, u.way->part, step), u.way->is_apart, u.name, INFINITY};
     const int64_t bytes = entry.plan.workspace();
     if (p.max_workspace >= 0 && bytes > p.max_workspace) continue;
     args.workspace = workspace.get(bytes);

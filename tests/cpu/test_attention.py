@@ -175,7 +175,7 @@ def test_a_sequence_takes_one_term_or_the_other(number):
     terms = [term if i == number else None for i in range(2)]
     words = ["o3" if i == number else "n" for i in range(2)]
     scale = struct.unpack("=Q", struct.pack("=d", 0.3))[0]
-    program = f"attention 4 t0 t1 t2 {' '.join(words)} d{scale} b0 b1 i{DIRECT}\nreturn 4"
+    program = f"attention 4 t0 t1 t2 {' '.join(words)} d{scale} b0 b1 i{DIRECT};return 4"
     (found,) = torch.ops.ai3.sequence(program, [q, k, v, term])
     assert torch.equal(found, attend(q, k, v, *terms))
 

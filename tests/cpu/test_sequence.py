@@ -22,12 +22,16 @@ core.load()
 ops = torch.ops.ai3
 RELU, POOL = identity("relu"), identity("maxpool2d")
 # relu, pooled, and an image of what is pooled before and behind the relu.
-PROGRAM = f"""relu 1 t0 i{RELU}
-max_pool2d 2 t1 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL} b1
-image 3 t0 i-1 i8 i4 i4
-max_pool2d_into - t3 i4 t1 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL}
-max_pool2d_into - t3 i0 t0 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL}
-return 1 3 2"""
+PROGRAM = ";".join(
+    (
+        f"relu 1 t0 i{RELU}",
+        f"max_pool2d 2 t1 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL} b1",
+        "image 3 t0 i-1 i8 i4 i4",
+        f"max_pool2d_into - t3 i4 t1 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL}",
+        f"max_pool2d_into - t3 i0 t0 i2 i2 i2 i2 i0 i0 i1 i1 b0 i{POOL}",
+        "return 1 3 2",
+    )
+)
 
 
 class Branches(nn.Module):
@@ -68,19 +72,19 @@ def test_a_program_computes_what_its_operations_do(batch):
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("sine 1 t0\nreturn 1", "sine is not an operation"),
-        (f"relu 1 x0 i{RELU}\nreturn 1", "x0 is not an argument"),
-        ("relu 1 t0 i1.5\nreturn 1", "1.5 is not a number"),
-        (f"relu 1 t4 i{RELU}\nreturn 1", "there is no value 4"),
-        (f"relu 1 t0 i{RELU}\nreturn 2", "there is no value 2"),
-        (f"relu 1 t2 i{RELU}\nrelu 2 t0 i{RELU}\nreturn 1", "value 2 is read before it is computed"),
-        ("relu 1 t0\nreturn 1", "these are no arguments for relu"),
-        (f"relu 1 t0 i{RELU} i0\nreturn 1", "these are no arguments for relu"),
-        (f"relu 1 i0 i{RELU}\nreturn 1", "these are no arguments for relu"),
-        (f"relu 1 o0 i{RELU}\nreturn 1", "these are no arguments for relu"),
-        ("relu 1 t0 t0\nreturn 1", "these are no arguments for relu"),
-        ("mul 1 t0 i1\nreturn 1", "these are no arguments for mul"),
-        ("view 1 t0 t0\nreturn 1", "these are no arguments for view"),
+        ("sine 1 t0;return 1", "sine is not an operation"),
+        (f"relu 1 x0 i{RELU};return 1", "x0 is not an argument"),
+        ("relu 1 t0 i1.5;return 1", "1.5 is not a number"),
+        (f"relu 1 t4 i{RELU};return 1", "there is no value 4"),
+        (f"relu 1 t0 i{RELU};return 2", "there is no value 2"),
+        (f"relu 1 t2 i{RELU};relu 2 t0 i{RELU};return 1", "value 2 is read before it is computed"),
+        ("relu 1 t0;return 1", "these are no arguments for relu"),
+        (f"relu 1 t0 i{RELU} i0;return 1", "these are no arguments for relu"),
+        (f"relu 1 i0 i{RELU};return 1", "these are no arguments for relu"),
+        (f"relu 1 o0 i{RELU};return 1", "these are no arguments for relu"),
+        ("relu 1 t0 t0;return 1", "these are no arguments for relu"),
+        ("mul 1 t0 i1;return 1", "these are no arguments for mul"),
+        ("view 1 t0 t0;return 1", "these are no arguments for view"),
     ],
 )
 def test_a_program_that_makes_no_sense_is_an_error_that_says_where(program, message):
@@ -102,7 +106,7 @@ def test_a_product_is_torchs_bit_for_bit(dtype, channels, batch):
             if image.shape[2] != scale.shape[min(2, scale.dim() - 1)] != 1:
                 continue
             for pair in ([image, scale], [scale, image]):
-                (found,) = ops.sequence("mul 2 t0 t1\nreturn 2", pair)
+                (found,) = ops.sequence("mul 2 t0 t1;return 2", pair)
                 expected = pair[0] * pair[1]
                 assert torch.equal(found, expected) and found.dtype == dtype
                 if image is x and scale.shape == shapes[0]:
@@ -113,7 +117,7 @@ def test_a_product_propagates_what_is_not_a_number():
     x = torch.tensor([float("nan"), float("inf"), 0.0, -1.0] * 5).view(1, 20, 1, 1).expand(1, 20, 2, 2)
     x = x.contiguous(memory_format=torch.channels_last)
     scale = torch.tensor([2.0, 0.0, float("inf"), -0.0] * 5).view(1, 20, 1, 1)
-    (found,) = ops.sequence("mul 2 t0 t1\nreturn 2", [x, scale])
+    (found,) = ops.sequence("mul 2 t0 t1;return 2", [x, scale])
     torch.testing.assert_close(found, x * scale, rtol=0, atol=0, equal_nan=True)
 
 
@@ -121,7 +125,7 @@ def test_values_are_let_go_of_behind_their_last_use():
     """Thirty images one after another never lie in memory together."""
     x = torch.randn(1, 4, 512, 512)
     lines = [f"relu {i + 1} t{i} i{RELU}" for i in range(30)]
-    program = "\n".join([*lines, "return 30"])
+    program = ";".join([*lines, "return 30"])
     gc.collect()
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.sequence(program, [x])
@@ -134,7 +138,7 @@ def test_values_are_let_go_of_behind_their_last_use():
 
 
 def test_a_refusal_names_the_algorithm_and_frees_what_was_computed():
-    broken = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 i99 i99 i2 i2 i0 i0 i1 i1 b0 i{POOL} b1\nreturn 2"
+    broken = f"relu 1 t0 i{RELU};max_pool2d 2 t1 i99 i99 i2 i2 i0 i0 i1 i1 b0 i{POOL} b1;return 2"
     for _ in range(3):
         with pytest.raises(RuntimeError, match="ai3::max_pool2d: the window is larger"):
             ops.sequence(broken, [image()])
@@ -287,7 +291,7 @@ def test_a_copy_in_channels_last_is_torchs_bit_for_bit(shape, dtype):
         whole.transpose(2, 3),
         whole.to(memory_format=torch.channels_last),
     ):
-        (found,) = ops.sequence("channels_last 1 t0\nreturn 1", [image])
+        (found,) = ops.sequence("channels_last 1 t0;return 1", [image])
         expected = image.clone(memory_format=torch.channels_last)
         assert torch.equal(found, expected) and found.stride() == expected.stride()
         assert found.numel() == 0 or found.data_ptr() != image.data_ptr()

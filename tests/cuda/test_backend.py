@@ -63,9 +63,10 @@ def image(batch: int = 4) -> torch.Tensor:
 
 
 def error(found: torch.Tensor, model: nn.Module, x: torch.Tensor) -> float:
+    """Against float64 on the CPU: PyTorch's hardswish on a GPU multiplies by a sixth in float32."""
     with torch.no_grad():
-        expected = copy.deepcopy(model).double()(x.double())
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+        expected = copy.deepcopy(model).cpu().double()(x.cpu().double())
+    return ((found.cpu().double() - expected).abs().max() / expected.abs().max()).item()
 
 
 WAYS = {
@@ -195,7 +196,7 @@ def test_settings_are_followed_at_every_call():
         rough = error(run(x), conv, x)
         torch.backends.cudnn.conv.fp32_precision = "ieee"
         fine = error(run(x), conv, x)
-    assert rough > 2e-5 > 1e-6 > fine
+    assert rough > 2e-5 > 5e-6 > fine  # one behind another, 2304 products are summed
 
 
 def test_strict_float32_is_strict_in_cudnns_own_choice():
@@ -319,7 +320,7 @@ def test_too_little_memory_is_torchs_own_error_and_leaves_everything_as_it_was()
         free, _ = torch.cuda.mem_get_info()
         torch.cuda.set_per_process_memory_fraction(0.002)
         try:
-            with pytest.raises(torch.OutOfMemoryError):
+            with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
                 run(image(4096))
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)

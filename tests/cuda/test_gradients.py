@@ -210,8 +210,9 @@ def test_training_goes_as_in_eager(options, rest):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast(dtype):
-    """The gradients are of halves, which cuDNN takes."""
+    """The gradients are of halves, which cuDNN takes: no worse than eager's, which rounds as often but elsewhere."""
     model = Net().cuda()
+    twin = copy.deepcopy(model).cpu().double()
     torch.manual_seed(1)
     x = torch.randn(4, 3, 16, 16, device="cuda")
 
@@ -225,5 +226,8 @@ def test_autocast(dtype):
     expected = gradients_of(through(model), model, x)
     step = torch.compile(model, backend="ai3", options={"conv2d.grad_weight": "algo 1|torch"})
     found = gradients_of(through(step), model, x)
-    assert all(relative_error(a, b) < 5e-2 for a, b in zip(found, expected))
+    exact = gradients_of(twin, twin, x.cpu().double())
+    rounding = torch.finfo(dtype).eps
+    for mine, eagers, truth in zip(found, expected, exact):
+        assert relative_error(mine.cpu(), truth) < 2 * relative_error(eagers.cpu(), truth) + 4 * rounding
     assert "algo 1@cudnn" in {algorithm for _, algorithm in rows("conv2d.grad_weight")}
