@@ -2,11 +2,12 @@
 // Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv 1410.0759; see ai3/gemm_tile.cuh.
 #ifdef __CUDACC__
 
+#include <ai3/gemm_few.cuh>
 #include <ai3/gemm_kernels.cuh>
 
 #else
 
-#include <ai3/gemm_host.cuh>
+#include <ai3/gemm_few.cuh>
 
 namespace {
 
@@ -40,11 +41,33 @@ ai3::GemmShape shape(const ai3_args* a) {
           .has_window = has_window};
 }
 
-double cost(const ai3_args* a) { return ai3::gemm_cost(shape(a)); }
-size_t packed_bytes(const ai3_args* a) { return ai3::gemm_packed_bytes(shape(a)); }
-void pack(const ai3_args* a, void* dst) { ai3::gemm_pack(shape(a), dst); }
+double cost(const ai3_args* a) {
+  const ai3::GemmShape s = shape(a);
+  const ai3::FewChoice few = ai3::choose_few(s);
+  return few.fits ? ai3::few_cost(s, few) : ai3::gemm_cost(s);
+}
 
-void run(const ai3_args* a) { ai3::run_gemm(shape(a)); }
+size_t packed_bytes(const ai3_args* a) {
+  const ai3::GemmShape s = shape(a);
+  const ai3::FewChoice few = ai3::choose_few(s);
+  return few.fits ? ai3::few_packed_bytes(s, few) : ai3::gemm_packed_bytes(s);
+}
+
+void pack(const ai3_args* a, void* dst) {
+  const ai3::GemmShape s = shape(a);
+  const ai3::FewChoice few = ai3::choose_few(s);
+  few.fits ? ai3::pack_few(s, few, dst) : ai3::gemm_pack(s, dst);
+}
+
+int64_t pack_variant(const ai3_args* a) {
+  return ai3::gemm_pack_variant(a) | int64_t(ai3::choose_few(shape(a)).fits) << 1;
+}
+
+void run(const ai3_args* a) {
+  const ai3::GemmShape s = shape(a);
+  const ai3::FewChoice few = ai3::choose_few(s);
+  few.fits ? ai3::run_few(s, few) : ai3::run_gemm(s);
+}
 
 const ai3_kernel kernel = {
     .abi_version = AI3_ABI_VERSION,
@@ -56,7 +79,7 @@ const ai3_kernel kernel = {
     .cost = cost,
     .packed_bytes = packed_bytes,
     .pack = pack,
-    .pack_variant = ai3::gemm_pack_variant,
+    .pack_variant = pack_variant,
     .run = run};
 
 }  // namespace

@@ -277,8 +277,9 @@ inline bool encode_tensor_map(const GemmShape& s, int tile_rows, void* map) {
 
 // As cuda::launch, with the blocks along z as one cluster, which exchanges its sums, and started while the kernel
 // before it in the stream still ends.
-inline void launch_gemm(const ai3_args* args, const std::string& name, const cuda::Grid& grid, unsigned threads,
-                        unsigned shared, const GemmParams& params) {
+template <typename Params>
+void launch_gemm(const ai3_args* args, const std::string& name, const cuda::Grid& grid, unsigned threads,
+                 unsigned shared, const Params& params) {
   struct Attribute {
     int id, padding;
     unsigned value[16];
@@ -299,7 +300,7 @@ inline void launch_gemm(const ai3_args* args, const std::string& name, const cud
   static const Launch launch = reinterpret_cast<Launch>(dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuLaunchKernelEx"));
   std::string error;
   if (void* kernel = cuda::Code::get().kernel(args, name.c_str(), shared, error)) {
-    void* values[] = {const_cast<GemmParams*>(&params)};
+    void* values[] = {const_cast<Params*>(&params)};
     if (!cuda::Code::failed(launch(&config, kernel, values, nullptr), name.c_str(), error)) return;
   }
   args->runtime->fail(args->runtime, error.c_str());

@@ -1,0 +1,298 @@
+// The convolution of images of up to four channels, as the first of a network mostly is, as an implicit GEMM whose
+// im2col matrix is read out of the tile's part of the image in shared memory, where pixels have four channels each.
+// Source: as gemm_tile.cuh. The depth is the window's rows, each of its taps in whole steps of an instruction, so that
+// what a thread gives an instruction is one word at a fixed place of the tile; weights are packed in the order in which
+// the threads of a warp give them: [64 columns][step][four pairs of 8 columns][lane][4 words].
+#pragma once
+
+#include <ai3/gemm_tile.cuh>
+
+namespace ai3 {
+
+constexpr int kFewRows = 8, kFewColumns = 16;  // output pixels of a tile: two rows a warp
+constexpr int kFewThreads = kFewRows / 2 * 32, kFewStepBytes = 2048;
+
+struct FewParams {
+  GemmParams gemm;
+  int32_t steps, row_steps;  // of instructions: of the window and of one of its rows
+  int32_t patch_h, patch_w;  // pixels of the image that a tile reads
+  int32_t tiles, tile_rows, tile_columns;
+};
+
+struct FewPackParams {
+  const void* weight;
+  void* packed;
+  int32_t total;  // 16-byte parts
+  int32_t columns, channels, kernel_h, kernel_w, steps, row_steps;
+};
+
+}  // namespace ai3
+
+#ifdef __CUDACC__
+
+namespace ai3 {
+
+// A pixel in shared memory.
+template <typename T>
+struct alignas(4 * sizeof(T)) FewPixel {
+  T at[4];
+};
+
+template <int Bytes>
+struct FewBits {
+  using type = unsigned short;
+};
+template <>
+struct FewBits<4> {
+  using type = uint32_t;
+};
+__device__ __forceinline__ unsigned short few_rounded(unsigned short bits) { return bits; }
+__device__ __forceinline__ uint32_t few_rounded(uint32_t bits) { return bits + 0x1000u; }  // to TF32
+
+template <Math M>
+__device__ __forceinline__ void few_channels(const FewParams& few) {
+  using T = typename ElementOf<M>::type;
+  constexpr bool kHalf = sizeof(T) == 2;
+  using Bits = typename FewBits<sizeof(T)>::type;
+  constexpr int kTaps = kHalf ? 4 : 2, kCount = 16 / sizeof(T), kRuns = 16 / kCount;
+  const GemmParams& p = few.gemm;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const auto* weights = reinterpret_cast<const uint4*>(shared);
+  unsigned char* const patch = shared + few.steps * kFewStepBytes;
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int first_column = blockIdx.y * 64;
+
+#if AI3_WGMMA
+  start_next_grid();
+  wait_previous_grid();
+#endif
+  const auto* packed = static_cast<const uint4*>(p.packed) + int64_t(blockIdx.y) * few.steps * (kFewStepBytes / 16);
+  for (int i = thread; i < few.steps * (kFewStepBytes / 16); i += kFewThreads) {
+    reinterpret_cast<uint4*>(shared)[i] = packed[i];
+  }
+
+  // Where this thread's words are from its first pixel on, and of which taps of a step.
+  const int tap = kHalf ? lane % 4 / 2 : 0, next_tap = tap + kTaps / 2;
+  const int within = (kHalf ? lane % 2 * 2 : lane % 4) * int(sizeof(T));
+  const int tap_bytes = p.dilation_w * int(sizeof(FewPixel<T>)), row_bytes = few.patch_w * int(sizeof(FewPixel<T>));
+  const int eight = 8 * p.stride_w * int(sizeof(FewPixel<T>));
+  const int first = (lane / 4 * p.stride_w + 2 * warp * p.stride_h * few.patch_w) * int(sizeof(FewPixel<T>)) +
+                    tap * tap_bytes + within;
+
+  for (int tile = blockIdx.x; tile < few.tiles; tile += gridDim.x) {
+    const int image = tile / (few.tile_rows * few.tile_columns), rest = tile % (few.tile_rows * few.tile_columns);
+    const int first_y = rest / few.tile_columns * kFewRows, first_x = rest % few.tile_columns * kFewColumns;
+    __syncthreads();  // the last tile's part of the image is read
+    {
+      const int top = first_y * p.stride_h - p.pad_top, left = first_x * p.stride_w - p.pad_left;
+      const Bits* input = static_cast<const Bits*>(p.input) + int64_t(image) * p.height * p.width * p.in_pixel;
+      const int row_step = kFewThreads / few.patch_w, column_step = kFewThreads % few.patch_w;
+      int row = thread / few.patch_w, column = thread % few.patch_w;
+      for (int i = thread; i < few.patch_h * few.patch_w; i += kFewThreads) {
+        const int y = top + row, x = left + column;
+        const bool inside = unsigned(y) < unsigned(p.height) && unsigned(x) < unsigned(p.width);
+        const Bits* from = input + (int64_t(y) * p.width + x) * p.in_pixel;
+        FewPixel<Bits> pixel;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) pixel.at[c] = load_where(from + c, inside && c < p.channels);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) pixel.at[c] = few_rounded(pixel.at[c]);
+        reinterpret_cast<FewPixel<Bits>*>(patch)[i] = pixel;
+        row += row_step, column += column_step;
+        if (column >= few.patch_w) column -= few.patch_w, ++row;
+      }
+    }
+    __syncthreads();
+
+    float sums[2][32];
+#pragma unroll
+    for (int i = 0; i < 32; ++i) sums[0][i] = sums[1][i] = 0;
+    const uint4* b = weights + lane;
+    for (int down = 0; down < p.kernel_h; ++down) {
+      const unsigned char* a = patch + first + down * p.dilation_h * row_bytes;
+      for (int step = 0; step < few.row_steps; ++step, a += kTaps * tap_bytes, b += kFewStepBytes / 16) {
+        // A tap behind the window's last has no weight, and a pixel that may be no number.
+        const bool inside = step * kTaps + tap < p.kernel_w, next_inside = step * kTaps + next_tap < p.kernel_w;
+        uint32_t words[2][4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const unsigned char* from = a + i * p.stride_h * row_bytes;
+          const auto word = [from](int at) { return *reinterpret_cast<const uint32_t*>(from + at); };
+          words[i][0] = inside ? word(0) : 0;
+          words[i][1] = inside ? word(eight) : 0;
+          words[i][2] = next_inside ? word(kTaps / 2 * tap_bytes) : 0;
+          words[i][3] = next_inside ? word(kTaps / 2 * tap_bytes + eight) : 0;
+        }
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+          const uint4 w = b[pair * 32];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            mma<M>(&sums[i][pair * 8], words[i], w.x, w.y);
+            mma<M>(&sums[i][pair * 8 + 4], words[i], w.z, w.w);
+          }
+        }
+      }
+    }
+
+    const GemmEnd<T> end{p, 0};
+    const int x = first_x + lane / 4, y = first_y + 2 * warp, column = first_column + lane % 4 * kCount;
+    const auto row_of = [&](int i, int half) {
+      const bool inside = y + i < p.out_pixels / p.out_width && x + half * 8 < p.out_width;
+      return inside ? image * p.out_pixels + (y + i) * p.out_width + x + half * 8 : p.rows;
+    };
+    if (p.is_clamp) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int run = 0; run < kRuns; ++run) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float v[kCount];
+#pragma unroll
+            for (int e = 0; e < kCount; ++e) v[e] = sums[i][(run * kCount / 2 + e / 2) * 4 + half * 2 + e % 2];
+            end.template store<true>(row_of(i, half), column + run * kCount * 4, v);
+          }
+        }
+      }
+      continue;
+    }
+    // Other activations are too long to be unrolled.
+    __syncthreads();
+    auto* sum_of = reinterpret_cast<float2*>(patch) + thread;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int k = 0; k < 16; ++k) sum_of[(i * 16 + k) * kFewThreads] = make_float2(sums[i][2 * k], sums[i][2 * k + 1]);
+    }
+#pragma unroll 1
+    for (int unit = 0; unit < 4 * kRuns; ++unit) {
+      const int i = unit / (2 * kRuns), run = unit / 2 % kRuns, half = unit % 2;
+      float v[kCount];
+#pragma unroll
+      for (int e = 0; e < kCount; e += 2) {
+        const float2 two = sum_of[(i * 16 + (run * kCount / 2 + e / 2) * 2 + half) * kFewThreads];
+        v[e] = two.x, v[e + 1] = two.y;
+      }
+      end.template store<false>(row_of(i, half), column + run * kCount * 4, v);
+    }
+  }
+}
+
+// Writes one 16-byte part of the packed weights: what a lane gives for two times 8 columns in one step.
+template <typename Bits>
+__device__ __forceinline__ void pack_few(const FewPackParams& p) {
+  constexpr bool kHalf = sizeof(Bits) == 2;
+  constexpr int kCount = 16 / sizeof(Bits), kElements = 4 / sizeof(Bits);
+  const int index = int(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= p.total) return;
+  const int lane = index % 32, pair = index / 32 % 4, step = index / 128 % p.steps, tile = index / 128 / p.steps;
+  const int down = step / p.row_steps, first_tap = step % p.row_steps * (kHalf ? 4 : 2);
+  uint32_t words[4] = {};
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    // As in pack_gemm(), a thread's sums are of neighbouring channels.
+    const int column = (pair * 2 + w / 2) * 8 + lane / 4, in_run = column % (4 * kCount);
+    const int output = tile * 64 + column - in_run + in_run % 8 / 2 * kCount + in_run / 8 * 2 + in_run % 2;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      const int depth = (lane % 4) * kElements + e + w % 2 * 4 * kElements;
+      const int tap = first_tap + depth / 4, channel = depth % 4;
+      if (tap >= p.kernel_w || channel >= p.channels || output >= p.columns) continue;
+      const int64_t at = ((int64_t(output) * p.channels + channel) * p.kernel_h + down) * p.kernel_w + tap;
+      const uint32_t bits = static_cast<const Bits*>(p.weight)[at];
+      words[w] |= kHalf ? bits << (e * 16) : (bits + 0x1000u) & 0xffffe000u;
+    }
+  }
+  static_cast<uint4*>(p.packed)[index] = {words[0], words[1], words[2], words[3]};
+}
+
+#define AI3_FEW(name, math, blocks) \
+  AI3_KERNEL_BLOCKS(ai3::kFewThreads, blocks, few_##name, ai3::FewParams) { ai3::few_channels<ai3::Math::math>(p); }
+AI3_FEW(float16, kFloat16, 4)
+AI3_FEW(bfloat16, kBFloat16, 4)
+AI3_FEW(tf32, kTf32, 3)
+AI3_KERNEL(256, few_pack_float16, ai3::FewPackParams) { ai3::pack_few<unsigned short>(p); }
+AI3_KERNEL(256, few_pack_tf32, ai3::FewPackParams) { ai3::pack_few<uint32_t>(p); }
+
+}  // namespace ai3
+
+#else
+
+#include <ai3/gemm_host.cuh>
+
+namespace ai3 {
+
+struct FewChoice {
+  bool fits;
+  int steps, row_steps, patch_h, patch_w, shared;
+};
+
+// Of any layout in which a pixel's channels lie together; strict float32 is computed by gemm_tile.cuh.
+inline FewChoice choose_few(const GemmShape& s) {
+  const ai3_args* a = s.args;
+  const bool is_taken = s.has_window && s.kernel_h * s.kernel_w > 1 && s.channels <= 4 && s.groups == 1 &&
+                        a->dtype != AI3_FLOAT64 && !gemm_is_strict(a);
+  constexpr int64_t kMost = 4096;  // of what follows none may overflow
+  if (!is_taken || s.kernel_h > 64 || s.kernel_w > 64 || std::max(a->dilation_h, a->dilation_w) > kMost ||
+      std::max(a->stride_h, a->stride_w) > kMost)
+    return {};
+  const int64_t bytes = gemm_element_bytes(a), taps = bytes == 2 ? 4 : 2;
+  const int64_t row_steps = cuda::ceil_div(s.kernel_w, taps);
+  const int64_t patch_h = (kFewRows - 1) * a->stride_h + (s.kernel_h - 1) * a->dilation_h + 1;
+  const int64_t patch_w = (kFewColumns - 1) * a->stride_w + (row_steps * taps - 1) * a->dilation_w + 1;
+  const int64_t sums = a->activation > AI3_RELU6 ? kFewThreads * 64 * 4 : 0;
+  const int64_t steps = s.kernel_h * row_steps;
+  const int64_t shared = steps * kFewStepBytes + std::max(patch_h * patch_w * 4 * bytes, sums);
+  if (shared > gemm_shared_limit(a->sm)) return {};
+  return {true, int(steps), int(row_steps), int(patch_h), int(patch_w), int(shared)};
+}
+
+inline size_t few_packed_bytes(const GemmShape& s, const FewChoice& c) {
+  return size_t(cuda::ceil_div(s.columns, 64)) * size_t(c.steps) * kFewStepBytes;
+}
+
+inline void pack_few(const GemmShape& s, const FewChoice& c, void* dst) {
+  const auto total = int32_t(few_packed_bytes(s, c) / 16);
+  const FewPackParams p{s.args->weight.data, dst,     total,      int(s.columns), int(s.channels), int(s.kernel_h),
+                        int(s.kernel_w),     c.steps, c.row_steps};
+  const char* name = gemm_element_bytes(s.args) == 2 ? "few_pack_float16" : "few_pack_tf32";
+  cuda::launch(s.args, name, {cuda::ceil_div(total, 256)}, 256, 0, p);
+}
+
+inline int64_t few_tiles(const GemmShape& s) {
+  const int64_t* out = s.args->output.size;
+  return out[0] * cuda::ceil_div(out[2], kFewRows) * cuda::ceil_div(out[3], kFewColumns);
+}
+
+inline void run_few(const GemmShape& s, const FewChoice& c) {
+  const ai3_args* a = s.args;
+  FewParams p{gemm_params(s),
+              c.steps,
+              c.row_steps,
+              c.patch_h,
+              c.patch_w,
+              int(few_tiles(s)),
+              int(cuda::ceil_div(a->output.size[2], kFewRows)),
+              int(cuda::ceil_div(a->output.size[3], kFewColumns))};
+  const std::string name = std::string("few_") + gemm_math(a);
+  const int64_t resident =
+      std::clamp<int64_t>(gemm_shared_limit(a->sm) / (c.shared + 1024), 1, gemm_element_bytes(a) == 2 ? 4 : 3);
+  constexpr int64_t kMultiprocessors = 132;  // where there are others, its blocks still do all tiles
+  const cuda::Grid grid{std::min<int64_t>(p.tiles, kMultiprocessors * resident), cuda::ceil_div(s.columns, 64)};
+  if (a->sm == 90) {
+    launch_gemm(a, name, grid, kFewThreads, unsigned(c.shared), p);
+  } else {
+    cuda::launch(a, name.c_str(), grid, kFewThreads, unsigned(c.shared), p);
+  }
+}
+
+// Nanoseconds on an H200: what is written, and the steps of the tiles that a multiprocessor has.
+inline double few_cost(const GemmShape& s, const FewChoice& c) {
+  const double written = double(s.rows * s.columns * gemm_element_bytes(s.args));
+  return 3000 + written / 3000 + double(few_tiles(s)) / 132 * double(c.steps * cuda::ceil_div(s.columns, 64)) * 20;
+}
+
+}  // namespace ai3
+
+#endif
