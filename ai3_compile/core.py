@@ -185,8 +185,8 @@ _NO_MEMORY = re.compile(r"PyTorch has no memory for (\d+) bytes on (cuda:\d+)")
 def torchs_own(error: RuntimeError) -> RuntimeError:
     """The error that PyTorch raises where the core library got no memory on a GPU; others as they are.
 
-    PyTorch is asked again, as only its own error says what holds the memory, or that the device is lost. It may succeed:
-    what the failed call held is free by now.
+    PyTorch is asked again, as only its own error says what holds the memory, or that the device is lost. It may
+    succeed: what the failed call held is free by now.
     """
     if (found := _NO_MEMORY.search(str(error))) is None:
         return error

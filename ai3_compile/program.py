@@ -251,11 +251,11 @@ def _left_to_torch(graph: Graph, context: passes.Context) -> list[str]:
     """The operations that no algorithm of ai3's can run, which their selectors would leave to torch."""
     left = []
     for name, operation in OPERATIONS.items():
-        specs = [spec for node in graph.nodes if node.op == "call_function" and (spec := operation.match(node))]
-        registry.prepare((name, spec.device) for spec in specs)
-        for index, spec in enumerate(specs):
+        found = [(n, spec) for n in graph.nodes if n.op == "call_function" and (spec := operation.match(n))]
+        registry.prepare((name, spec.device) for _, spec in found)
+        for index, (node, spec) in enumerate(found):
             try:
-                decide(context, index, spec)
+                decide(context, index, spec, node)
             except StrictError as error:
                 left.append(str(error))
     return left

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -38,11 +38,17 @@ _known: dict[str, Mapping[str, float]] = {}
 _lock = threading.Lock()
 
 
-def times(spec: OpSpec, *, in_graph: bool) -> Mapping[str, float]:
+class _How(NamedTuple):
+    in_graph: bool
+    activates: bool
+
+
+def times(spec: OpSpec, *, in_graph: bool, activates: bool = False) -> Mapping[str, float]:
     """Seconds by algorithm, `torch` among them, of those that `auto` may choose: from the store, or measured now.
 
     Images are measured in the layout that each algorithm prefers where a graph keeps them so (`in_graph`), else as
-    contiguous ones.
+    contiguous ones. On a GPU it is with an activation where one follows (`activates`), which torch runs as a kernel of
+    its own.
     """
     candidates = [
         a
@@ -53,10 +59,11 @@ def times(spec: OpSpec, *, in_graph: bool) -> Mapping[str, float]:
         and a.supports(spec) is None
         and a.only_by_name is None
     ]
-    key = _key(spec, candidates, in_graph)
+    how = _How(in_graph, activates and spec.device == "cuda")
+    key = _key(spec, candidates, how)
     with _lock:
         if key not in _known:
-            _known[key] = _measured_once(key, spec, candidates, in_graph)
+            _known[key] = _measured_once(key, spec, candidates, how)
     return _known[key]
 
 
@@ -64,20 +71,20 @@ def folder() -> Path:
     return builder.cache_dir() / "tuning"
 
 
-def _key(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> str:
-    shapes = (spec.operation, spec.input_shape, spec.output_shape, spec.dtype, spec.device, spec.attributes, in_graph)
+def _key(spec: OpSpec, candidates: list[Algorithm], how: _How) -> str:
+    shapes = (spec.operation, spec.input_shape, spec.output_shape, spec.dtype, spec.device, spec.attributes, how)
     own = gpu.identity() if spec.device == "cuda" else (builder.cpu_isa(), torch.get_num_threads())
     machine = (own, torch.__version__, __version__)
     algorithms = [(a.qualified, registry.content_digest(a)) for a in candidates]
     return hashlib.sha256(repr((shapes, machine, algorithms)).encode()).hexdigest()[:32]
 
 
-def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> Mapping[str, float]:
+def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], how: _How) -> Mapping[str, float]:
     """From the store, or measured now by one of the processes that come to it at once, as the ranks of a training do:
     the others read what it has measured, and choose the same. A lock and no collective, as not all of them may come."""
     for name in sorted({a.platform for a in candidates}):
         # In each of them: what it finds is loaded into the process.
-        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec, in_graph)
+        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec, how.in_graph)
     on_gpu = spec.device == "cuda"
     with _locked(key, spec):
         found = _load(key)
@@ -86,7 +93,7 @@ def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], in_graph
             # would be the first.
             device = torch.cuda.current_device() if on_gpu else -1  # to leave it as it is
             with ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device)) as alone:
-                found = alone.submit(_measure, spec, candidates, in_graph).result()
+                found = alone.submit(_measure, spec, candidates, how).result()
             _save(key, spec, found)
     return found
 
@@ -113,13 +120,13 @@ def _locked(key: str, spec: OpSpec) -> Iterator[None]:
         lock.release()
 
 
-def _measure(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> Mapping[str, float]:
+def _measure(spec: OpSpec, candidates: list[Algorithm], how: _How) -> Mapping[str, float]:
     core.load()
     if spec.device == "cuda":
         core.follow_numerics()
-        return gpu_timing.seconds({a.qualified: _call(spec, a, in_graph) for a in candidates})
+        return gpu_timing.seconds({a.qualified: _call(spec, a, how) for a in candidates})
     # Made outside of inference mode: weights made there are packed at every call.
-    calls = {a.qualified: _call(spec, a, in_graph) for a in candidates}
+    calls = {a.qualified: _call(spec, a, how) for a in candidates}
     best, taken = math.inf, {}
     with torch.inference_mode():
         for name, call in calls.items():
@@ -132,7 +139,7 @@ def _measure(spec: OpSpec, candidates: list[Algorithm], in_graph: bool) -> Mappi
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def _call(spec: OpSpec, algorithm: Algorithm, in_graph: bool) -> Callable[[], Any]:
+def _call(spec: OpSpec, algorithm: Algorithm, how: _How) -> Callable[[], Any]:
     operation, attributes = OPERATIONS[spec.operation], dict(spec.attributes)
     generator = torch.Generator(spec.device).manual_seed(0)
 
@@ -141,19 +148,17 @@ def _call(spec: OpSpec, algorithm: Algorithm, in_graph: bool) -> Callable[[], An
 
     input, weight, bias = operation.operands(spec, data)
     platform = registry.platforms()[algorithm.platform]
-    channels_last = in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
+    channels_last = how.in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
     if channels_last:
         input = input.contiguous(memory_format=torch.channels_last)
-    # On a GPU an operation is timed with the activation that mostly follows, which torch runs as a kernel of its own.
-    activates = spec.device == "cuda" and in_graph and spec.operation in ("conv2d", "linear")
     if algorithm.platform == "torch":
         attributes = dict(operation.torch_attributes(attributes))
-        if activates:
+        if how.activates:
             return lambda: operation.call_torch(input, weight, bias, attributes).relu_()
         return lambda: operation.call_torch(input, weight, bias, attributes)
     args, kwargs = operation.arguments(input, weight, bias, attributes, algorithm.id, True)
     kwargs = {**kwargs, "channels_last": True} if channels_last else kwargs
-    if activates:
+    if how.activates:
         kwargs["activation"] = NUMBERS["relu"]
     overload = operation.overload_for(algorithm)
     return lambda: overload(*args, **kwargs)

@@ -50,7 +50,7 @@ def run(graph: Graph, context: Context) -> None:
     seen: Counter[str] = Counter()
     taken: list[Node] = []
     for node, result, spec in found:
-        decision = decide(context, seen[spec.operation], spec)
+        decision = decide(context, seen[spec.operation], spec, node)
         seen[spec.operation] += 1
         context.report.add(decision, result)
         log.debug("%s", context.report.rows[-1])

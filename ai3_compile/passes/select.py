@@ -16,6 +16,7 @@ from ..selection import select as choose
 from .context import Context, algorithm_of, is_ai3, replace
 
 log = logging.getLogger(__name__)
+aten = torch.ops.aten
 
 
 def run(graph: Graph, context: Context) -> None:
@@ -33,7 +34,7 @@ def run(graph: Graph, context: Context) -> None:
         if occurrences:
             context.policy.selectors[name].check_count([spec for _, spec in occurrences])
         for index, (node, spec) in enumerate(occurrences):
-            decision = decide(context, index, spec)
+            decision = decide(context, index, spec, node)
             context.report.add(decision, node)
             log.debug("%s", context.report.rows[-1])
             if decision.chosen.platform != "torch":
@@ -70,10 +71,26 @@ def _note_swapped(graph: Graph, context: Context) -> None:
         node.args = node.args[:last]
 
 
-def decide(context: Context, index: int, spec: OpSpec) -> Decision:
-    """What the selector of the operation chooses for its index-th occurrence."""
+def _is_activated(operation: str, node: Node) -> bool:
+    """Whether nothing reads the node but an activation, perhaps as a view: of a convolution one mostly does, behind a
+    batch norm or a sum."""
+    if operation != "linear":
+        return operation == "conv2d"
+    users = list(node.users)
+    if len(users) != 1:
+        return False
+    if users[0].target in (aten.view.default, aten._unsafe_view.default):
+        return _is_activated(operation, users[0])
+    return users[0].target is aten.relu.default
+
+
+def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
+    """What the selector of the operation chooses for its index-th occurrence, the node."""
     selector = context.policy.selectors[spec.operation]
     text = selector.text_for(index, spec)
+    measured = None
+    if "auto" in text.split("|"):
+        measured = tuning.times(spec, in_graph=True, activates=_is_activated(spec.operation, node))
     return choose(
         spec,
         text,
@@ -81,6 +98,6 @@ def decide(context: Context, index: int, spec: OpSpec) -> Decision:
         context.system,
         default=registry.default_of(spec.operation, spec.device),
         strict=context.policy.strict,
-        measured=tuning.times(spec, in_graph=True) if "auto" in text.split("|") else None,
+        measured=measured,
         max_workspace=context.policy.max_workspace,
     )

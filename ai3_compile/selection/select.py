@@ -10,6 +10,8 @@ from .selector import POLICIES, parse_names
 from .spec import OpSpec
 
 TORCH, AUTO = "torch", "auto"
+MEASURED_ALIKE = 1.03
+"""Measured times that differ by less are those of one speed."""
 AS_GOOD_AS = 1.08
 """Estimates whose ratio is no larger count as the same."""
 
@@ -49,7 +51,7 @@ def select(
         steps = _steps(name, default, strict)
         for step in steps:
             if step == AUTO:
-                chosen, costs = _fastest(offered, measured or {}, strict)
+                chosen, costs = _fastest(offered, measured or {}, strict, spec)
             elif step in POLICIES:
                 chosen, costs = _cheapest(offered, spec)
             else:
@@ -121,16 +123,23 @@ def cheapest(candidates: Sequence[Candidate], costs: Mapping[str, float]) -> Can
 
 
 def _fastest(
-    fitting: Sequence[Candidate], measured: Mapping[str, float], strict: bool
+    fitting: Sequence[Candidate], measured: Mapping[str, float], strict: bool, spec: OpSpec
 ) -> tuple[Candidate | None, dict[str, float]]:
+    """The fastest; a product on a GPU that PyTorch computes as fast is left to it, as Inductor lays out and fuses what
+    is around its own operations."""
     times = {c.qualified: measured[c.qualified] for c in fitting if c.qualified in measured}
     timed = [c for c in fitting if c.qualified in times and not (strict and c.platform == TORCH)]
-    return min(timed, key=lambda c: times[c.qualified], default=None), times
+    fastest = min(timed, key=lambda c: times[c.qualified], default=None)
+    if fastest is None or (spec.device, spec.operation) != ("cuda", "linear"):
+        return fastest, times
+    left = (c for c in timed if c.platform == TORCH and times[c.qualified] <= MEASURED_ALIKE * times[fastest.qualified])
+    return next(left, fastest), times
 
 
 def _why(name: str, step: str, costs: dict[str, float], chosen: Candidate) -> str:
     if step == AUTO:
-        return f"auto: fastest of {len(costs)} measured, {min(costs.values()) * 1e3:.3g} ms"
+        alike = "" if costs[chosen.qualified] == min(costs.values()) else "as good as the "
+        return f"auto: {alike}fastest of {len(costs)} measured, {costs[chosen.qualified] * 1e3:.3g} ms"
     if step in POLICIES:
         if len(costs) == 1:
             return f"{name}: the only one that fits"

@@ -2,6 +2,5 @@
 // Source: NVIDIA cuDNN's backend API, heuristics A, then B, then the fallback.
 #include <conv.h>
 
-AI3_CUDNN_KERNEL(Choice::kGuess, .name = "guess",
-                 .flags = AI3_NCHW | AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_INPUT | AI3_STRIDED_OUTPUT,
+AI3_CUDNN_KERNEL(Choice::kGuess, .name = "guess", .flags = AI3_NCHW | AI3_NHWC | AI3_EPILOGUE,
                  .rates = {.strict = 33, .tf32 = 200, .half = 350, .float64 = 14})

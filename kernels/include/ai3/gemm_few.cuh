@@ -11,6 +11,7 @@ namespace ai3 {
 
 constexpr int kFewRows = 8, kFewColumns = 16;  // output pixels of a tile: two rows a warp
 constexpr int kFewThreads = kFewRows / 2 * 32, kFewStepBytes = 2048;
+constexpr int kFewAtOnce = 4;  // pixels that a thread reads before it writes them
 
 struct FewParams {
   GemmParams gemm;
@@ -68,8 +69,9 @@ __device__ __forceinline__ void few_channels(const FewParams& few) {
 #endif
   const auto* packed = static_cast<const uint4*>(p.packed) + int64_t(blockIdx.y) * few.steps * (kFewStepBytes / 16);
   for (int i = thread; i < few.steps * (kFewStepBytes / 16); i += kFewThreads) {
-    reinterpret_cast<uint4*>(shared)[i] = packed[i];
+    copy_async(shared_address(shared) + i * 16, packed + i);
   }
+  commit_copies();
 
   // Where this thread's words are from its first pixel on, and of which taps of a step.
   const int tap = kHalf ? lane % 4 / 2 : 0, next_tap = tap + kTaps / 2;
@@ -88,20 +90,29 @@ __device__ __forceinline__ void few_channels(const FewParams& few) {
       const Bits* input = static_cast<const Bits*>(p.input) + int64_t(image) * p.height * p.width * p.in_pixel;
       const int row_step = kFewThreads / few.patch_w, column_step = kFewThreads % few.patch_w;
       int row = thread / few.patch_w, column = thread % few.patch_w;
-      for (int i = thread; i < few.patch_h * few.patch_w; i += kFewThreads) {
-        const int y = top + row, x = left + column;
-        const bool inside = unsigned(y) < unsigned(p.height) && unsigned(x) < unsigned(p.width);
-        const Bits* from = input + (int64_t(y) * p.width + x) * p.in_pixel;
-        FewPixel<Bits> pixel;
+      for (int i = thread; i < few.patch_h * few.patch_w; i += kFewAtOnce * kFewThreads) {
+        FewPixel<Bits> pixels[kFewAtOnce];
 #pragma unroll
-        for (int c = 0; c < 4; ++c) pixel.at[c] = load_where(from + c, inside && c < p.channels);
+        for (int k = 0; k < kFewAtOnce; ++k) {
+          const int y = top + row, x = left + column;
+          const bool inside = unsigned(y) < unsigned(p.height) && unsigned(x) < unsigned(p.width) &&
+                              i + k * kFewThreads < few.patch_h * few.patch_w;
+          const Bits* from = input + (int64_t(y) * p.width + x) * p.in_pixel;
 #pragma unroll
-        for (int c = 0; c < 4; ++c) pixel.at[c] = few_rounded(pixel.at[c]);
-        reinterpret_cast<FewPixel<Bits>*>(patch)[i] = pixel;
-        row += row_step, column += column_step;
-        if (column >= few.patch_w) column -= few.patch_w, ++row;
+          for (int c = 0; c < 4; ++c) pixels[k].at[c] = load_where(from + c, inside && c < p.channels);
+          row += row_step, column += column_step;
+          if (column >= few.patch_w) column -= few.patch_w, ++row;
+        }
+#pragma unroll
+        for (int k = 0; k < kFewAtOnce; ++k) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) pixels[k].at[c] = few_rounded(pixels[k].at[c]);
+          if (i + k * kFewThreads < few.patch_h * few.patch_w)
+            reinterpret_cast<FewPixel<Bits>*>(patch)[i + k * kFewThreads] = pixels[k];
+        }
       }
     }
+    wait_copies<0>();
     __syncthreads();
 
     float sums[2][32];

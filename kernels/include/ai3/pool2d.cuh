@@ -86,6 +86,64 @@ __device__ __forceinline__ void reduce_window(Accumulator<T> (&total)[L], const 
   }
 }
 
+// The greater of the elements of two words; a NaN stays one.
+template <typename T>
+__device__ __forceinline__ uint32_t max_word(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t max_word<float>(uint32_t a, uint32_t b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(__uint_as_float(a)), "f"(__uint_as_float(b)));
+  return __float_as_uint(r);
+}
+template <>
+__device__ __forceinline__ uint32_t max_word<Half>(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+template <>
+__device__ __forceinline__ uint32_t max_word<BFloat16>(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+
+// In a word.
+template <typename T>
+constexpr uint32_t kMinusInfinity = 0xff800000;
+template <>
+constexpr uint32_t kMinusInfinity<Half> = 0xfc00fc00;
+template <>
+constexpr uint32_t kMinusInfinity<BFloat16> = 0xff80ff80;
+
+// The maximum of a window, of 16 bytes of channels, as they are: nothing is converted.
+template <int K, typename T>
+__device__ __forceinline__ uint4 max_of_window(const T* image, Strides stride, Span rows, Span columns) {
+  constexpr uint32_t kLowest = kMinusInfinity<T>;
+  uint4 best = {kLowest, kLowest, kLowest, kLowest};
+  const auto add = [&](int h, int w) {
+    const uint4 x = *reinterpret_cast<const uint4*>(image + h * stride.row + w * stride.column);
+    best = {max_word<T>(best.x, x.x), max_word<T>(best.y, x.y), max_word<T>(best.z, x.z), max_word<T>(best.w, x.w)};
+  };
+  if (rows.begin >= rows.end || columns.begin >= columns.end) return best;
+  if constexpr (K > 0) {
+    // Taps outside count as the first one again, so that all are read at once.
+#pragma unroll
+    for (int r = 0; r < K; ++r) {
+      const int h = rows.begin + (rows.begin + r * rows.step < rows.end ? r * rows.step : 0);
+#pragma unroll
+      for (int s = 0; s < K; ++s)
+        add(h, columns.begin + (columns.begin + s * columns.step < columns.end ? s * columns.step : 0));
+    }
+  } else {
+    for (int h = rows.begin; h < rows.end; h += rows.step) {
+#pragma unroll 4
+      for (int w = columns.begin; w < columns.end; w += columns.step) add(h, w);
+    }
+  }
+  return best;
+}
+
 template <typename Pool, int L, typename T>
 __device__ __forceinline__ void write_pooled(const Pool& pool, Accumulator<T> (&total)[L], T* out, int p, int q) {
   if constexpr (!Pool::kMax) {
@@ -105,11 +163,15 @@ __device__ __forceinline__ void pool_windows(const PoolParams& p) {
   const Span rows = pool.rows(place.row_block), columns = pool.columns(place.column_block);
   for (int n = blockIdx.y; n < p.images; n += gridDim.y) {
     const T* in = static_cast<const T*>(p.in) + n * p.in_stride.image + place.vector * L * p.in_stride.channel;
-    Accumulator<T> total[L];
-    reduce_window<Pool::kMax, K>(total, in, p.in_stride, rows, columns);
     T* out = static_cast<T*>(p.out) + n * p.out_stride.image + place.vector * L * p.out_stride.channel +
              place.row_block * p.out_stride.row + place.column_block * p.out_stride.column;
-    write_pooled(pool, total, out, place.row_block, place.column_block);
+    if constexpr (Pool::kMax && sizeof(T) < 8 && L * sizeof(T) == 16) {
+      *reinterpret_cast<uint4*>(out) = max_of_window<K>(in, p.in_stride, rows, columns);
+    } else {
+      Accumulator<T> total[L];
+      reduce_window<Pool::kMax, K>(total, in, p.in_stride, rows, columns);
+      write_pooled(pool, total, out, place.row_block, place.column_block);
+    }
   }
 }
 
