@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import operator
+from collections.abc import Mapping
 
 import torch
 from torch.fx import Graph, Node
@@ -17,6 +20,9 @@ from .context import Context, algorithm_of, is_ai3, replace
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
+_FOLLOWING = {aten._native_batch_norm_legit_no_training.default, operator.getitem, aten.relu.default}
+# On an H200, of a copy in a network: its start, and both ways through memory.
+_SECONDS_A_COPY, _BYTES_A_SECOND = 1.5e-6, 3e12
 
 
 def run(graph: Graph, context: Context) -> None:
@@ -84,6 +90,27 @@ def _is_activated(operation: str, node: Node) -> bool:
     return users[0].target is aten.relu.default
 
 
+def _is_concatenated(node: Node) -> bool:
+    """Whether nothing reads a convolution, behind what is folded into it, but a concatenation of channels."""
+    users = list(node.users)
+    if len(users) != 1:
+        return False
+    if users[0].target in _FOLLOWING:
+        return _is_concatenated(users[0])
+    return users[0].target is aten.cat.default and (*users[0].args, 0)[1] in (1, -3)
+
+
+def _with_copies(measured: Mapping[str, float], spec: OpSpec) -> Mapping[str, float]:
+    """With the time of a copy into the concatenation for the algorithms that cannot write there."""
+    copied = _SECONDS_A_COPY + 2 * math.prod(spec.output_shape) * spec.dtype.itemsize / _BYTES_A_SECOND
+    writers = {
+        a.qualified
+        for a in registry.known()
+        if a.qualified in measured and registry.platforms()[a.platform].writes_slices(a)
+    }
+    return {name: seconds if name in writers else seconds + copied for name, seconds in measured.items()}
+
+
 def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
     """What the selector of the operation chooses for its index-th occurrence, the node."""
     selector = context.policy.selectors[spec.operation]
@@ -91,6 +118,8 @@ def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
     measured = None
     if "auto" in text.split("|"):
         measured = tuning.times(spec, in_graph=True, activates=_is_activated(spec.operation, node))
+        if spec.operation == "conv2d" and spec.device == "cuda" and context.is_inference and _is_concatenated(node):
+            measured = _with_copies(measured, spec)
     return choose(
         spec,
         text,
