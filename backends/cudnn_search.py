@@ -1,7 +1,8 @@
 """The fastest of cuDNN's plans for a call, searched in a process of its own: a plan that faults ends a CUDA context.
 
 `python -m ai3_compile.backends.cudnn_search` is that process. It reads requests, a line of JSON each, and answers with
-lines of JSON: a plan it is about to try, a plan it has found, and that it is done. What was found is kept on disk.
+lines of JSON: a plan it is about to try, a plan it has found, and that it is done. A plan is taken only where it
+computes what ai3's own `direct` does. What was found is kept on disk.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 MOST_PLANS = 40
 _SECONDS_IDLE = 30.0
 _MOST_FAULTS = 8
+# Largest difference of a plan's result from direct's, of the largest: sums of positive numbers, which cancel nothing.
+_BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-10}
+_TF32 = 4e-3
 # As on_gpu.Call, with every tensor described by its sizes, strides and dtype.
 Call = tuple[str, list[list[Any]]]
 _REPORT = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float, ctypes.c_int64)
@@ -108,19 +112,25 @@ class _Worker:
     def _search(self, call: Call, settings: list[int], path: Path) -> list[tuple[str, str]]:
         faulted: list[str] = []
         while len(faulted) < _MOST_FAULTS:
-            trying, is_done = "starting", False
+            trying, wrong, is_done = "starting", "", False
             found: list[tuple[str, str]] = []
             for answer in self._answers({"call": call, "settings": settings, "skip": faulted}):
                 if "trying" in answer:
                     trying = answer["trying"]
                 if "failed" in answer:
                     log.warning("cuDNN's own choice is taken for %s: %s", call[0], answer["failed"])
+                if "wrong" in answer:
+                    wrong = answer["wrong"]
+                    log.warning("the plan %s is left out, as its result is wrong by %g", wrong, answer["by"])
                 if "plan" in answer:
                     _write(path, answer)
                     found.append((answer["key"], answer["plan"]))
                 is_done = "done" in answer
-            if is_done:
+            if is_done and not wrong:
                 return found
+            if is_done:
+                faulted.append(wrong)
+                continue
             # It ended without an answer: the plan it was trying took it along.
             said = self._said()
             self.stop()
@@ -195,14 +205,19 @@ def _serve() -> None:
     auto = registry.find("conv2d", "auto@cudnn")
     original = cudnn.PLATFORM.table(auto)
     epilogue = ctypes.byref(registry.platforms()["cuda"].table(registry.EPILOGUE))  # type: ignore[attr-defined]
-    skip = b""
+    direct = registry.find("conv2d", "direct@cuda")
+    registry.platforms()["cuda"].load([direct])
+    registry.platforms()["cudnn"].load([auto])
+    skip, fastest, plans = b"", "", []
 
     @_REPORT
     def report(index: int, name: bytes, milliseconds: float, workspace: int) -> None:
         if milliseconds < 0:
             answer(trying=name.decode())
         elif index < 0:
-            answer(fastest=name.decode(), milliseconds=milliseconds, workspace=workspace)
+            nonlocal fastest
+            fastest = name.decode()
+            answer(fastest=fastest, milliseconds=milliseconds, workspace=workspace)
 
     def run(args: Any) -> None:
         key = cudnn.key_of(args)
@@ -210,7 +225,7 @@ def _serve() -> None:
         text = ctypes.create_string_buffer(size)
         found = support.ai3_cudnn_search(args, epilogue, MOST_PLANS, skip, report, text, size)
         if 0 < found <= size:
-            answer(key=key, plan=text.value.decode())
+            plans.append((key, text.value.decode()))
         else:
             answer(failed=cudnn.message())
 
@@ -228,10 +243,28 @@ def _serve() -> None:
         torch.cuda.set_device(device)
         core.load().ai3_core_set_numerics(numerics[0], 0, numerics[1], numerics[2])
         name, arguments = request["call"]
+        given = {
+            argument: _value(argument, *described) for argument, *described in arguments if argument != "algorithm"
+        }
+
+        def result_of(algorithm: registry.Algorithm) -> torch.Tensor:
+            found = getattr(torch.ops.ai3, name).default(**given, algorithm=algorithm.id)
+            torch.cuda.synchronize()
+            return given["output"] if found is None else found
+
+        plans.clear()
         try:
             with torch.no_grad():
-                getattr(torch.ops.ai3, name).default(**{a: _value(searching.id, a, *d) for a, *d in arguments})
-                torch.cuda.synchronize()
+                expected = result_of(direct).clone()
+                result_of(searching)
+                for key, plan in plans:
+                    support.ai3_cudnn_set_plan(key.encode(), plan.encode())
+                    by = _difference(result_of(auto), expected)
+                    limit = _TF32 if numerics[0] and expected.dtype == torch.float32 else _BOUNDS[expected.dtype]
+                    if by <= limit:
+                        answer(key=key, plan=plan)
+                    else:
+                        answer(wrong=fastest, by=by)
         except RuntimeError as error:
             answer(failed=str(error))
             if "CUDA error" in str(error) or "illegal" in str(error):
@@ -239,9 +272,15 @@ def _serve() -> None:
         answer(done=True)
 
 
-def _value(algorithm: int, name: str, kind: str, given: Any, *rest: Any) -> Any:
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """NaN where either holds one."""
+    found, expected = found.double(), expected.double()
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def _value(name: str, kind: str, given: Any, *rest: Any) -> Any:
     if kind == "value":
-        return algorithm if name == "algorithm" else False if name == "static_weight" else given
+        return False if name == "static_weight" else given
     strides, dtype = rest
     tensor = torch.empty_strided(given, strides, dtype=getattr(torch, dtype), device="cuda")
     return tensor.uniform_(0.1, 1)  # zeros and NaNs take other times

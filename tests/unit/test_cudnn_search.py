@@ -27,7 +27,9 @@ for line in sys.stdin:
         if (name, plan) == ("faults", "first") or name == "always faults":
             print("an illegal memory access", file=sys.stderr, flush=True)
             os._exit(1)
-    if name == "fails" or len(skip) == 2:
+    if name == "errs" and not skip:
+        answer(wrong="first", by=0.5)
+    elif name == "fails" or len(skip) == 2:
         answer(failed="no plan runs")
     else:
         answer(key=f"key of {name}", plan=f"plan {os.getpid()}")
@@ -60,6 +62,12 @@ def test_a_plan_that_ends_the_process_is_left_out_and_said(worker, tmp_path, cap
     ((key, other),) = search(worker, "faults", tmp_path)
     assert key == "key of faults" and other != plan
     assert "the plan first is left out" in caplog.text and "an illegal memory access" in caplog.text
+
+
+def test_a_plan_of_wrong_results_is_left_out_and_said(worker, tmp_path, caplog):
+    ((key, _),) = search(worker, "errs", tmp_path)
+    assert key == "key of errs" and json.loads((tmp_path / "errs.json").read_text())["key"] == key
+    assert "the plan first is left out, as its result is wrong by 0.5" in caplog.text
 
 
 def test_plans_that_all_end_it_are_given_up(worker, tmp_path, caplog):
