@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import functools
 import gc
 import subprocess
@@ -29,7 +30,17 @@ OURS = (DEFAULT, AUTO, CONVERTED)
 RATIOS = {"ratio": DEFAULT, "ratio auto": AUTO, "ratio converted": CONVERTED}
 _AUTOTUNED = "max-autotune"
 _AUTO = {"conv2d": "auto", "linear": "auto"}
-Call = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What is timed: a network on an image, which lies where it always reads it."""
+
+    run: Callable[[], Any]
+    image: torch.Tensor
+
+    def __call__(self) -> Any:
+        return self.run()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +67,8 @@ def describe(given: argparse.Namespace) -> dict[str, object]:
             AUTO: f"the same with {_AUTO}",
             CONVERTED: f"ai3.convert(model, {_AUTO}), channels_last: without CUDA graphs",
         },
-        "relative error": "max|y - reference| / max|reference|, the reference being eager in float64",
+        "relative error": "max|y - reference| / max|reference| on another image than what was compiled and captured "
+        "with, the reference being eager in float64",
         "milliseconds": "median over rounds of the time a call, of calls behind one another that take 10 ms or more",
     }
 
@@ -77,11 +89,13 @@ def _row(name: str, batch: int, precision: str, given: argparse.Namespace) -> di
     network = zoo.load_model(f"torchvision:{name}")
     if name.startswith("vit"):
         torch.nn.init.normal_(network.heads.head.weight)  # type: ignore[union-attr,arg-type]  # zero, and so every output
-    network = network.cuda().to(dtype)
-    image = torch.randn(batch, *zoo.default_shape(name)[1:], device="cuda", dtype=dtype)
+    network = network.cuda()
+    image, other = torch.randn(2, batch, *zoo.default_shape(name)[1:], device="cuda", dtype=dtype)
+    _settle(network, image.float())
+    network = network.to(dtype)
     with torch.inference_mode():
-        expected = copy.deepcopy(network).double()(image.double())
-    sides: dict[str, Call] = {}
+        expected = copy.deepcopy(network).double()(other.double())
+    sides: dict[str, Side] = {}
     errors: dict[str, float] = {}
     failed: dict[str, str] = {}
     first: dict[str, float] = {}
@@ -91,13 +105,14 @@ def _row(name: str, batch: int, precision: str, given: argparse.Namespace) -> di
             continue
         start = time.perf_counter()
         try:
-            call = make(network, image)
+            made = make(network, image.clone())
             for _ in range(3):  # the second call of a CUDA graph captures it
-                found = call()
+                made()
                 torch.cuda.synchronize()
                 first.setdefault(side, time.perf_counter() - start)
-            errors[side] = _relative_error(found, expected)
-            sides[side] = call
+            made.image.copy_(other)
+            errors[side] = _relative_error(made(), expected)
+            sides[side] = made
         except Exception as error:  # another library's: whatever it raises is shown, and the others are measured
             failed[side] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             print(f"  {side} {failed[side]}", file=sys.stderr, flush=True)
@@ -115,6 +130,23 @@ def _row(name: str, batch: int, precision: str, given: argparse.Namespace) -> di
     }
 
 
+def _settle(network: torch.nn.Module, image: torch.Tensor) -> None:
+    """Gives batch norms the statistics of their inputs, as training does: else those of deep networks with random
+    weights overflow float16, or leave nothing to compare."""
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean of all batches: of one
+    network.train()
+    with torch.no_grad():
+        network(image if len(image) > 1 else torch.randn_like(image.expand(4, -1, -1, -1)))
+    network.eval()
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
 def _algorithms() -> dict[str, int]:
     """How often each algorithm was chosen, by `auto` in the network that was compiled last with it."""
     counted: dict[str, int] = {}
@@ -127,8 +159,8 @@ def _algorithms() -> dict[str, int]:
 
 def _makers(
     given: argparse.Namespace, name: str, batch: int, precision: str
-) -> dict[str, Callable[[torch.nn.Module, torch.Tensor], Call]]:
-    found: dict[str, Callable[[torch.nn.Module, torch.Tensor], Call]] = {
+) -> dict[str, Callable[[torch.nn.Module, torch.Tensor], Side]]:
+    found: dict[str, Callable[[torch.nn.Module, torch.Tensor], Side]] = {
         "eager": functools.partial(_eager, benchmark=False, channels_last=False),
         "cudnn.benchmark": functools.partial(_eager, benchmark=True, channels_last=False),
         "channels_last": functools.partial(_eager, benchmark=True, channels_last=True),
@@ -148,21 +180,21 @@ def _last(model: torch.nn.Module, image: torch.Tensor) -> tuple[torch.nn.Module,
     return model, image.contiguous(memory_format=torch.channels_last)
 
 
-def _inference(call: Call, benchmark: bool) -> Call:
+def _inference(model: Callable[[torch.Tensor], Any], image: torch.Tensor, benchmark: bool) -> Side:
     def run() -> Any:
         torch.backends.cudnn.benchmark = benchmark
         with torch.inference_mode():
-            return call()
+            return model(image)
 
-    return run
+    return Side(run, image)
 
 
-def _eager(model: torch.nn.Module, image: torch.Tensor, *, benchmark: bool, channels_last: bool) -> Call:
+def _eager(model: torch.nn.Module, image: torch.Tensor, *, benchmark: bool, channels_last: bool) -> Side:
     model, image = _last(model, image) if channels_last else (model, image)
-    return _inference(lambda: model(image), benchmark)
+    return _inference(model, image, benchmark)
 
 
-def _compiled(arguments: Mapping[str, Any], model: torch.nn.Module, image: torch.Tensor) -> Call:
+def _compiled(arguments: Mapping[str, Any], model: torch.nn.Module, image: torch.Tensor) -> Side:
     model, image = _last(model, image)
     torch.compiler.reset()
     compiled = torch.compile(model, **arguments)
@@ -174,18 +206,18 @@ def _compiled(arguments: Mapping[str, Any], model: torch.nn.Module, image: torch
             torch.compiler.cudagraph_mark_step_begin()
             return compiled(image)
 
-    return run
+    return Side(run, image)
 
 
-def _converted(model: torch.nn.Module, image: torch.Tensor) -> Call:
+def _converted(model: torch.nn.Module, image: torch.Tensor) -> Side:
     model, image = _last(model, image)
     converted = ai3.convert(model, _AUTO, tuple(image.shape))
-    return _inference(lambda: converted(image), True)
+    return _inference(converted, image, True)
 
 
 def _autotuned(
     limit: float, name: str, batch: int, precision: str, model: torch.nn.Module, image: torch.Tensor
-) -> Call:
+) -> Side:
     """Inductor's own search fills its caches in a process of its own, which can be ended."""
     program = [sys.executable, "-m", __spec__.name, name, str(batch), precision]  # type: ignore[union-attr]
     try:

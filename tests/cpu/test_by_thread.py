@@ -42,7 +42,7 @@ def calls(program: str, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor]
     return results, len(events)
 
 
-CHAIN = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {POOL}\nrelu 3 t2 i{RELU}\nreturn 3"
+CHAIN = f"relu 1 t0 i{RELU};max_pool2d 2 t1 {POOL};relu 3 t2 i{RELU};return 3"
 
 
 # 1 MiB an image and its result: a part is one image. The profiler sees the calling thread, which has half of them.
@@ -71,7 +71,7 @@ def test_small_images_go_together():
 def test_large_weights_are_read_once():
     """A 1x1 convolution of 64 KiB of images, with 1 MiB of weights."""
     x, weight = images(4, 512, 4), torch.randn(512, 512, 1, 1)
-    program = "\n".join([conv(2, 0, 1), conv(3, 2, 1), "return 3"])
+    program = ";".join([conv(2, 0, 1), conv(3, 2, 1), "return 3"])
     assert [calls(program, [x, weight])[1] for _ in range(2)] == [2, 2]
 
 
@@ -93,7 +93,7 @@ def test_everything_that_a_sequence_does(mode):
         x = images(batch, size=128)
     weight = torch.randn(4, 4, 1, 1, requires_grad=mode is torch.enable_grad)
     adaptive = f"i1 i1 i{identity('adaptiveavgpool2d')} b1"
-    program = "\n".join(
+    program = ";".join(
         [
             "image 2 t0 i-1 i8 i128 i128",
             conv_into(2, 0, 0, 1, GEMM),
@@ -129,7 +129,7 @@ def test_everything_that_a_sequence_does(mode):
 
 def test_an_error_in_a_thread_is_raised_where_the_call_was():
     x, weight = images(4), torch.randn(4, 4, 1, 1)
-    program = "\n".join([f"relu 2 t0 i{RELU}", conv(3, 2, 1), f"relu 4 t3 i{RELU}", "return 4"])
+    program = ";".join([f"relu 2 t0 i{RELU}", conv(3, 2, 1), f"relu 4 t3 i{RELU}", "return 4"])
     expected = calls(program, [x, weight])[0][0]
     with pytest.raises(RuntimeError, match="does not fit a weight"):
         # Of as many elements and dimensions: it is not looked at anew.

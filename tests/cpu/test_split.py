@@ -49,7 +49,7 @@ def calls(program: str, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor]
 def test_operations_run_for_some_images_at_a_time_once_the_sizes_are_known():
     """Each image for itself here: the second call has as many operations for every image as the first has in all."""
     x = images(3)
-    program = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {WINDOW} i{POOL} b1\nrelu 3 t2 i{RELU}\nreturn 3"
+    program = f"relu 1 t0 i{RELU};max_pool2d 2 t1 {WINDOW} i{POOL} b1;relu 3 t2 i{RELU};return 3"
     (first,), whole = calls(program, [x])
     (second,), split = calls(program, [x])
     assert (whole, split) == (3, 9)
@@ -60,7 +60,7 @@ def test_operations_run_for_some_images_at_a_time_once_the_sizes_are_known():
 def test_one_image_and_small_images_run_whole(shape):
     """A batch of one or none, an image without a batch whose channels are no images, and what the cache holds."""
     x = torch.randn(shape)
-    program = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {WINDOW} i{POOL} b0\nreturn 2"
+    program = f"relu 1 t0 i{RELU};max_pool2d 2 t1 {WINDOW} i{POOL} b0;return 2"
     expected, whole = calls(program, [x])
     found, split = calls(program, [x])
     assert whole == split <= 2 and torch.equal(found[0], expected[0])
@@ -70,7 +70,7 @@ def test_one_image_and_small_images_run_whole(shape):
 def test_images_that_are_some_of_a_larger_batch(layout):
     """They begin inside their storage; what is left of it behind them is not theirs."""
     x = images(5).contiguous(memory_format=layout)[1:4]
-    program = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {WINDOW} i{POOL} b1\nreturn 1 2"
+    program = f"relu 1 t0 i{RELU};max_pool2d 2 t1 {WINDOW} i{POOL} b1;return 1 2"
     for _ in range(2):
         relu, pooled = ops.sequence(program, [x])
         assert torch.equal(relu, x.relu()) and torch.equal(pooled, relu) and relu.stride() == x.stride()
@@ -78,14 +78,14 @@ def test_images_that_are_some_of_a_larger_batch(layout):
 
 def test_weights_that_are_not_kept_are_packed_once():
     x, weight = images(2), torch.randn(CHANNELS, CHANNELS, 1, 1)
-    program = "\n".join([f"relu 2 t0 i{RELU}", conv(3, 2, 1, static=False), f"relu 4 t3 i{RELU}", "return 4"])
+    program = ";".join([f"relu 2 t0 i{RELU}", conv(3, 2, 1, static=False), f"relu 4 t3 i{RELU}", "return 4"])
     assert [calls(program, [x, weight])[1] for _ in range(2)] == [3, 3]
 
 
 def test_an_image_that_is_kept_for_a_part_of_it():
     """Nothing behind the split steps reads the image itself, only some of its channels, which lie in it."""
     x, weight = images(2), torch.randn(2, CHANNELS, 1, 1)
-    program = "\n".join(
+    program = ";".join(
         [
             f"image 2 t0 i-1 i8 i{SIZE} i{SIZE}",
             f"max_pool2d_into - t2 i4 t0 {WINDOW} i{POOL}",
@@ -106,7 +106,7 @@ def test_an_image_that_is_kept_for_a_part_of_it():
 def test_a_part_of_an_image_from_before():
     """The image is made before the split steps, which write into it and read channels of it."""
     x, weight = images(2), torch.randn(CHANNELS, CHANNELS, 1, 1)
-    program = "\n".join(
+    program = ";".join(
         [
             f"relu 2 t1 i{RELU}",
             conv(3, 0, 2),
@@ -130,7 +130,7 @@ def test_a_part_of_an_image_from_before():
 
 def test_the_same_program_in_another_layout():
     """A result in the middle has its input's layout."""
-    program = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {WINDOW} i{POOL} b1\nreturn 1 2"
+    program = f"relu 1 t0 i{RELU};max_pool2d 2 t1 {WINDOW} i{POOL} b1;return 1 2"
     for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
         x = images(2).contiguous(memory_format=layout)
         for _ in range(2):
@@ -139,14 +139,14 @@ def test_the_same_program_in_another_layout():
 
 
 def test_other_sizes_are_looked_at_anew():
-    program = f"relu 1 t0 i{RELU}\nmax_pool2d 2 t1 {WINDOW} i{POOL} b1\nreturn 2"
+    program = f"relu 1 t0 i{RELU};max_pool2d 2 t1 {WINDOW} i{POOL} b1;return 2"
     assert [calls(program, [images(batch)])[1] for batch in (2, 2, 3, 3, 2)] == [2, 4, 2, 6, 4]
 
 
 def test_what_is_read_behind_the_split_steps_is_whole():
     """A result in the middle, an image with channels written inside and outside, a part of it made before both."""
     x, weight = images(3), torch.randn(2, CHANNELS, 1, 1)
-    program = "\n".join(
+    program = ";".join(
         [
             f"image 2 t0 i-1 i6 i{SIZE} i{SIZE}",
             f"relu 3 t0 i{RELU}",
@@ -174,7 +174,7 @@ def test_sums_products_and_views(batch):
     """A residual, one that its sum takes the place of, a product with one number a channel, and a view by the batch's
     size and by what is left."""
     x, weight = images(batch), torch.randn(CHANNELS, CHANNELS, 1, 1)
-    program = "\n".join(
+    program = ";".join(
         [
             conv(2, 0, 1),
             conv(3, 2, 1, residual="o0"),
@@ -203,7 +203,7 @@ def test_sums_products_and_views(batch):
 def test_an_error_in_the_middle_frees_what_was_computed():
     """A weight of other sizes than when the program was first run."""
     x, weight = images(2), torch.randn(CHANNELS, CHANNELS, 1, 1)
-    program = "\n".join([f"relu 2 t0 i{RELU}", conv(3, 2, 1), f"relu 4 t3 i{RELU}", "return 4"])
+    program = ";".join([f"relu 2 t0 i{RELU}", conv(3, 2, 1), f"relu 4 t3 i{RELU}", "return 4"])
     calls(program, [x, weight])
     with pytest.raises(RuntimeError, match="does not fit a weight"):
         ops.sequence(program, [x, torch.randn(CHANNELS, 3, 1, 1)])

@@ -35,7 +35,6 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
   }
   __syncthreads();
 
-  start_next_grid();
   wait_previous_grid();
   float sums[Layout::kRowParts][Layout::kColumnParts][kPartSums];
   if (warp == Warps) {

@@ -219,7 +219,6 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
   };
 
 #if AI3_WGMMA
-  start_next_grid();
   wait_previous_grid();
 #endif
   for (int i = 0; i < p.ahead; ++i) {

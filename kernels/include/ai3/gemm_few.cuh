@@ -64,7 +64,6 @@ __device__ __forceinline__ void few_channels(const FewParams& few) {
   const int first_column = blockIdx.y * 64;
 
 #if AI3_WGMMA
-  start_next_grid();
   wait_previous_grid();
 #endif
   const auto* packed = static_cast<const uint4*>(p.packed) + int64_t(blockIdx.y) * few.steps * (kFewStepBytes / 16);

@@ -276,7 +276,7 @@ inline bool encode_tensor_map(const GemmShape& s, int tile_rows, void* map) {
 }
 
 // As cuda::launch, with the blocks along z as one cluster, which exchanges its sums, and started while the kernel
-// before it in the stream still ends.
+// before it in the stream still ends, where that one allows it.
 template <typename Params>
 void launch_gemm(const ai3_args* args, const std::string& name, const cuda::Grid& grid, unsigned threads,
                  unsigned shared, const Params& params) {

@@ -104,9 +104,9 @@ __device__ __forceinline__ unsigned short load_where(const unsigned short* from,
 
 #if AI3_WGMMA
 
-// The next kernel of the stream may take the multiprocessors as they come free, and does its own part up to
-// wait_previous_grid(), after which all that the kernels before it wrote is there.
-__device__ __forceinline__ void start_next_grid() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// A kernel that is launched for it does its own part while those before it in the stream end, up to here: all that they
+// wrote is there then. None lets the next one start before its own end (griddepcontrol.launch_dependents): kernels of
+// cuDNN's and cuBLAS's take that for a sign that its results are there, and read them.
 __device__ __forceinline__ void wait_previous_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
