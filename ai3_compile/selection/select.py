@@ -155,6 +155,8 @@ def _passed_over(
 ) -> str:
     if other.qualified in costs:
         if costs[other.qualified] < costs[chosen.qualified]:
+            if step == AUTO:
+                return f"measured as good as {chosen.qualified}, around which Inductor fuses more"
             return f"as good as {chosen.qualified} by estimate, but takes in less of what comes before and after it"
         verb = "measured" if step == AUTO else "estimated"
         return f"{verb} {costs[other.qualified] / max(costs[chosen.qualified], 1e-30):.1f}x the time"

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from ai3_compile import core, passes, registry
 from ai3_compile.options import check_options
 from ai3_compile.passes import context as node_tools
+from ai3_compile.passes import select
 from ai3_compile.report import GraphReport
 from ai3_compile.testing import references
 
@@ -71,6 +72,53 @@ def test_select_puts_ai3s_operations_in_and_nothing_else():
     assert count(seen, "ai3.conv2d") == 3 and count(seen, "aten.convolution") == 0
     assert count(seen, "ai3.linear") == 1 and count(seen, "addmm") == 0
     assert count(seen, "batch_norm") == 2 and count(seen, "aten.relu") == 3
+
+
+class Neighbours(nn.Module):
+    """Convolutions and linears by what reads their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined, self.alone, self.twice = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.norm = nn.BatchNorm2d(4)
+        self.activated, self.viewed, self.plain = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        joined, twice = self.norm(self.joined(x)).relu(), self.twice(x)
+        y = torch.cat([joined, self.alone(x).sin(), twice], 1)
+        z = self.viewed(x[0]).view(-1, 4).relu()
+        return y, twice + 1, self.activated(x[0, 0]).relu(), z, self.plain(x[0, 0]).sin()
+
+
+def test_what_reads_a_result_is_seen_where_auto_measures(monkeypatch):
+    seen = {}
+
+    def decide(context, index, spec, node):
+        seen[spec.name] = select._is_concatenated(node), select._is_activated(spec.operation, node)
+        return original(context, index, spec, node)
+
+    original = select.decide
+    monkeypatch.setattr(select, "decide", decide)
+    capture(Neighbours().eval(), torch.randn(2, 4, 4, 4))
+    assert {name: joins for name, (joins, _) in seen.items() if name in ("joined", "alone", "twice")} == {
+        "joined": True,
+        "alone": False,
+        "twice": False,
+    }
+    assert {name: activates for name, (_, activates) in seen.items() if name in ("activated", "viewed", "plain")} == {
+        "activated": True,
+        "viewed": True,
+        "plain": False,
+    }
+
+
+def test_the_copy_into_a_concatenation_counts_where_an_algorithm_cannot_write_there():
+    from ai3_compile.selection import OpSpec
+
+    registry.prepare([("conv2d", "cpu")])
+    spec = OpSpec("conv2d", "", (1, 8, 9, 10), (1, 16, 9, 10), torch.float32, "cpu")
+    times = select._with_copies({"direct@cpp": 1e-6, "torch": 1e-6}, spec)
+    assert times["direct@cpp"] == 1e-6 and times["torch"] > 2e-6
 
 
 def test_fold_takes_the_batch_norms():

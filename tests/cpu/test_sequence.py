@@ -57,6 +57,20 @@ def branches() -> nn.Module:
     return Branches().eval()
 
 
+def test_a_program_is_one_line(monkeypatch):
+    """Inductor copies it into a comment of the code that it writes for a GPU."""
+    programs, join = [], sequence._join
+
+    def joined(graph, *rest):
+        join(graph, *rest)
+        programs.extend(n.args[0] for n in graph.find_nodes(op="call_function", target=ops.sequence.default))
+
+    monkeypatch.setattr(sequence, "_join", joined)
+    with torch.no_grad():
+        torch.compile(branches(), backend="ai3", options={"rest": "eager"})(image())
+    assert programs and not any("\n" in program for program in programs)
+
+
 def test_opcheck():
     torch.library.opcheck(ops.sequence.default, (PROGRAM, [image().to(memory_format=torch.channels_last)]))
 

@@ -220,6 +220,29 @@ def test_auto_with_strict_takes_the_fastest_that_is_not_torchs():
     assert decision.chosen is DIRECT
 
 
+@pytest.mark.parametrize(
+    ("fields", "torchs", "chosen"),
+    [
+        ({"operation": "linear", "device": "cuda"}, 1.02e-3, "torch"),
+        ({"operation": "linear", "device": "cuda"}, 1.04e-3, "gemm@cpp"),
+        ({"operation": "linear"}, 1.02e-3, "gemm@cpp"),
+        ({"device": "cuda"}, 1.02e-3, "gemm@cpp"),
+    ],
+    ids=["alike", "slower", "cpu", "conv2d"],
+)
+def test_auto_leaves_to_torch_a_product_on_a_gpu_that_it_computes_as_fast(fields, torchs, chosen):
+    operation = fields.get("operation", "conv2d")
+    algorithms = (Fake("gemm", operation=operation), Fake("torch", "torch", operation=operation))
+    measured = {"gemm@cpp": 1e-3, "torch": torchs}
+    decision = select(spec(**fields), "auto", algorithms, SYSTEM, default="guess|torch", measured=measured)
+    assert decision.chosen.qualified == chosen
+    if chosen == "torch":
+        assert decision.why == "auto: as good as the fastest of 2 measured, 1.02 ms"
+        assert reasons(decision)["gemm@cpp"] == "measured as good as torch, around which Inductor fuses more"
+    strict = select(spec(**fields), "auto", algorithms, SYSTEM, default="guess|torch", strict=True, measured=measured)
+    assert strict.chosen.qualified == "gemm@cpp"
+
+
 def test_auto_without_measurements_goes_on_to_the_next_name():
     assert select(spec(), "auto|gemm", ALL, SYSTEM, default="guess|torch", measured={}).chosen is GEMM
     with pytest.raises(NothingFitsError):
