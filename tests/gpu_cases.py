@@ -18,10 +18,14 @@ LARGE_DEPTHWISE = (
     Conv("depthwise-5x5-stride-large", 64, (260, 261), 64, (5, 5), stride=(2, 2), padding=(2, 2, 2, 2), groups=64),
 )
 LOW_TILES, SQUARE_TILES = Conv("gemm-128x64", 8, (77, 78), 72), Conv("gemm-128x128", 8, (113, 115), 136)
+FEW_CHANNELS = Conv("more-tiles-than-blocks", 3, (150, 260), 20, batch=2)
 LOW_ROWS, SQUARE_ROWS, STRICT_ROWS = (6000, 72, 72), (13000, 72, 136), (9000, 72, 136)
 LARGE = {
     ("conv2d", "direct"): [(dtype, c) for dtype in ("float32", "float16", "bfloat16") for c in LARGE_DEPTHWISE],
-    ("conv2d", "implicit gemm"): [("float16", LOW_TILES), ("tf32", LOW_TILES), ("bfloat16", SQUARE_TILES)],
+    ("conv2d", "implicit gemm"): [
+        *(("float16", LOW_TILES), ("tf32", LOW_TILES), ("bfloat16", SQUARE_TILES)),
+        *((dtype, FEW_CHANNELS) for dtype in ("float16", "bfloat16", "tf32")),
+    ],
     ("linear", "gemm"): [
         *(("float16", LOW_ROWS), ("bfloat16", LOW_ROWS), ("tf32", LOW_ROWS)),
         *(("float16", SQUARE_ROWS), ("tf32", SQUARE_ROWS), ("float32", STRICT_ROWS)),

@@ -7,7 +7,7 @@
 
 #else
 
-#include <ai3/gemm_few.cuh>
+#include <ai3/gemm_few_host.cuh>
 
 namespace {
 

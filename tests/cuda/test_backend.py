@@ -160,8 +160,9 @@ class Blocks(nn.Module):
         "implicit gemm@cuda,gemm@cublas|guess@cudnn",
     ],
 )
-def test_replays_read_what_the_kernels_before_have_written(algorithm, dtype):
-    """On other inputs at every replay: what the one before left in memory would hide a kernel that reads too early."""
+def test_kernels_of_a_graph_do_not_overlap(algorithm, dtype):
+    """One that starts early may write where another still reads. On other inputs at every replay: what the one before
+    left in memory would hide much."""
     model = Blocks().cuda().to(dtype).eval().to(memory_format=torch.channels_last)
     names = itertools.cycle(algorithm.split(","))
     with gpu.precision(tf32=True), torch.no_grad():

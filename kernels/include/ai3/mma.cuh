@@ -105,8 +105,8 @@ __device__ __forceinline__ unsigned short load_where(const unsigned short* from,
 #if AI3_WGMMA
 
 // A kernel that is launched for it does its own part while those before it in the stream end, up to here: all that they
-// wrote is there then. None lets the next one start before its own end (griddepcontrol.launch_dependents): kernels of
-// cuDNN's and cuBLAS's take that for a sign that its results are there, and read them.
+// wrote is there then. None lets the next one start before its own end (griddepcontrol.launch_dependents): not all of
+// cuDNN's kernels wait, and the workspace that one of them prepares may be memory that this kernel still reads.
 __device__ __forceinline__ void wait_previous_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

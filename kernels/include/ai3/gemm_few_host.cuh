@@ -1,0 +1,79 @@
+// The host's side of gemm_few.cuh: whether an image's part fits into shared memory, and the launch.
+#pragma once
+
+#include <ai3/gemm_few.cuh>
+#include <ai3/gemm_host.cuh>
+
+namespace ai3 {
+
+struct FewChoice {
+  bool fits;
+  int steps, row_steps, patch_h, patch_w, shared;
+};
+
+// Of any layout in which a pixel's channels lie together; strict float32 is computed by gemm_tile.cuh.
+inline FewChoice choose_few(const GemmShape& s) {
+  const ai3_args* a = s.args;
+  const bool is_taken = s.has_window && s.kernel_h * s.kernel_w > 1 && s.channels <= 4 && s.groups == 1 &&
+                        a->dtype != AI3_FLOAT64 && !gemm_is_strict(a);
+  constexpr int64_t kMost = 4096;  // of what follows none may overflow
+  if (!is_taken || s.kernel_h > 64 || s.kernel_w > 64 || std::max(a->dilation_h, a->dilation_w) > kMost ||
+      std::max(a->stride_h, a->stride_w) > kMost)
+    return {};
+  const int64_t bytes = gemm_element_bytes(a), taps = bytes == 2 ? 4 : 2;
+  const int64_t row_steps = cuda::ceil_div(s.kernel_w, taps);
+  const int64_t patch_h = (kFewRows - 1) * a->stride_h + (s.kernel_h - 1) * a->dilation_h + 1;
+  const int64_t patch_w = (kFewColumns - 1) * a->stride_w + (row_steps * taps - 1) * a->dilation_w + 1;
+  const int64_t sums = a->activation > AI3_RELU6 ? kFewThreads * 64 * 4 : 0;
+  const int64_t steps = s.kernel_h * row_steps;
+  const int64_t shared = steps * kFewStepBytes + std::max(patch_h * patch_w * 4 * bytes, sums);
+  if (shared > gemm_shared_limit(a->sm)) return {};
+  return {true, int(steps), int(row_steps), int(patch_h), int(patch_w), int(shared)};
+}
+
+inline size_t few_packed_bytes(const GemmShape& s, const FewChoice& c) {
+  return size_t(cuda::ceil_div(s.columns, 64)) * size_t(c.steps) * kFewStepBytes;
+}
+
+inline void pack_few(const GemmShape& s, const FewChoice& c, void* dst) {
+  const auto total = int32_t(few_packed_bytes(s, c) / 16);
+  const FewPackParams p{s.args->weight.data, dst,     total,      int(s.columns), int(s.channels), int(s.kernel_h),
+                        int(s.kernel_w),     c.steps, c.row_steps};
+  const char* name = gemm_element_bytes(s.args) == 2 ? "few_pack_float16" : "few_pack_tf32";
+  cuda::launch(s.args, name, {cuda::ceil_div(total, 256)}, 256, 0, p);
+}
+
+inline int64_t few_tiles(const GemmShape& s) {
+  const int64_t* out = s.args->output.size;
+  return out[0] * cuda::ceil_div(out[2], kFewRows) * cuda::ceil_div(out[3], kFewColumns);
+}
+
+inline void run_few(const GemmShape& s, const FewChoice& c) {
+  const ai3_args* a = s.args;
+  FewParams p{gemm_params(s),
+              c.steps,
+              c.row_steps,
+              c.patch_h,
+              c.patch_w,
+              int(few_tiles(s)),
+              int(cuda::ceil_div(a->output.size[2], kFewRows)),
+              int(cuda::ceil_div(a->output.size[3], kFewColumns))};
+  const std::string name = std::string("few_") + gemm_math(a);
+  const int64_t resident =
+      std::clamp<int64_t>(gemm_shared_limit(a->sm) / (c.shared + 1024), 1, gemm_element_bytes(a) == 2 ? 4 : 3);
+  constexpr int64_t kMultiprocessors = 132;  // where there are others, its blocks still do all tiles
+  const cuda::Grid grid{std::min<int64_t>(p.tiles, kMultiprocessors * resident), cuda::ceil_div(s.columns, 64)};
+  if (a->sm == 90) {
+    launch_gemm(a, name, grid, kFewThreads, unsigned(c.shared), p);
+  } else {
+    cuda::launch(a, name.c_str(), grid, kFewThreads, unsigned(c.shared), p);
+  }
+}
+
+// Nanoseconds on an H200: what is written, and the steps of the tiles that a multiprocessor has.
+inline double few_cost(const GemmShape& s, const FewChoice& c) {
+  const double written = double(s.rows * s.columns * gemm_element_bytes(s.args));
+  return 3000 + written / 3000 + double(few_tiles(s)) / 132 * double(c.steps * cuda::ceil_div(s.columns, 64)) * 20;
+}
+
+}  // namespace ai3
