@@ -13,6 +13,8 @@ from . import gpu
 
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 FLAGS = ("--std=c++17", "--extra-device-vectorization", "-default-device")
+# By all cores: the same code, of the largest files in half the time on two.
+_SPLIT, _SPLITS_SINCE = "-split-compile=0", (13, 0)
 _SUCCESS = 0
 
 
@@ -24,9 +26,13 @@ def unavailable() -> str | None:
 
 
 def version() -> str:
+    return "NVRTC {}.{}".format(*_numbers())
+
+
+def _numbers() -> tuple[int, int]:
     major, minor = c_int(), c_int()
     _checked().nvrtcVersion(byref(major), byref(minor))
-    return f"NVRTC {major.value}.{minor.value}"
+    return major.value, minor.value
 
 
 def arch(sm: int) -> str:
@@ -38,6 +44,8 @@ def compile(name: str, source: Path, sm: int, include_dirs: Sequence[Path]) -> b
     """The cubin of a file. Raises BuildError with what the compiler said."""
     nvrtc = _checked()
     options = [f"-arch={arch(sm)}", *FLAGS, *(f"-I{folder}" for folder in (*include_dirs, source.parent))]
+    if _numbers() >= _SPLITS_SINCE:
+        options.append(_SPLIT)
     program = c_void_p()
     given = source.read_bytes()
     status = nvrtc.nvrtcCreateProgram(byref(program), given, str(source).encode(), 0, None, None)
