@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 MOST_PLANS = 40
 _SECONDS_IDLE = 30.0
-_MOST_FAULTS = 8
+_MOST_LEFT_OUT = 8
 # Largest difference of a plan's result from direct's, of the largest: sums of positive numbers, which cancel nothing.
 _BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-10}
 _TF32 = 4e-3
@@ -110,11 +110,11 @@ class _Worker:
                 self._timer.start()
 
     def _search(self, call: Call, settings: list[int], path: Path) -> list[tuple[str, str]]:
-        faulted: list[str] = []
-        while len(faulted) < _MOST_FAULTS:
+        left_out: list[str] = []
+        while len(left_out) < _MOST_LEFT_OUT:
             trying, wrong, is_done = "starting", "", False
             found: list[tuple[str, str]] = []
-            for answer in self._answers({"call": call, "settings": settings, "skip": faulted}):
+            for answer in self._answers({"call": call, "settings": settings, "skip": left_out}):
                 if "trying" in answer:
                     trying = answer["trying"]
                 if "failed" in answer:
@@ -129,7 +129,7 @@ class _Worker:
             if is_done and not wrong:
                 return found
             if is_done:
-                faulted.append(wrong)
+                left_out.append(wrong)
                 continue
             # It ended without an answer: the plan it was trying took it along.
             said = self._said()
@@ -138,7 +138,8 @@ class _Worker:
                 log.warning("cuDNN's own choice is taken: the process that searches for plans ended: %s", said)
                 return []
             log.warning("the plan %s is left out, as it ended the process that tried it: %s", trying, said)
-            faulted.append(trying)
+            left_out.append(trying)
+        log.warning("cuDNN's own choice is taken for %s: %d plans were left out", call[0], len(left_out))
         return []
 
     def _answers(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:

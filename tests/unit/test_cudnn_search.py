@@ -57,6 +57,12 @@ def test_one_process_serves_one_search_after_another(worker, tmp_path):
     assert not (tmp_path / "fails.json").exists()
 
 
+def test_a_search_in_vain_is_said(worker, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(cudnn_search, "_MOST_LEFT_OUT", 1)
+    assert search(worker, "errs", tmp_path) == []
+    assert "cuDNN's own choice is taken for errs: 1 plans were left out" in caplog.text
+
+
 def test_a_plan_that_ends_the_process_is_left_out_and_said(worker, tmp_path, caplog):
     ((before, plan),) = search(worker, "a", tmp_path)
     ((key, other),) = search(worker, "faults", tmp_path)
