@@ -21,7 +21,7 @@ from .context import Context, algorithm_of, is_ai3, replace
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 _FOLLOWING = {aten._native_batch_norm_legit_no_training.default, operator.getitem, aten.relu.default}
-# On an H200, of a copy in a network: its start, and both ways through memory.
+# About what a copy takes in a network on an H200: its start, and both ways through memory.
 _SECONDS_A_COPY, _BYTES_A_SECOND = 1.5e-6, 3e12
 
 

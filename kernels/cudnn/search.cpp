@@ -177,7 +177,15 @@ Steps steps_of(const Untried* untried, size_t count, int device) {
   };
   std::vector<std::thread> others;
   const size_t threads = std::min<size_t>({count, 8, std::max(1u, std::thread::hardware_concurrency())});
-  for (size_t t = 1; t < threads; ++t) others.emplace_back(work);
+  for (size_t t = 1; t < threads; ++t) {
+    others.emplace_back([&work] {
+      try {
+        work();
+      } catch (const Failure&) {
+        // it got no handle: the others do its share
+      }
+    });
+  }
   work();
   for (std::thread& other : others) other.join();
   return made;

@@ -54,7 +54,7 @@ template <typename T>
 __device__ __forceinline__ void run(const Epilogue& p) {
   using S = ai3::Accumulator<T>;
   if (p.is_flat) {
-    // Two bytes do not show the error of the short one, which takes half the time.
+    // Two bytes do not show the error of the short one.
     if (sizeof(T) == 2 && p.activation == ai3::kGelu) {
       return run_flat<T>(p, [](S x) { return S(ai3::short_gelu(float(x))); });
     }

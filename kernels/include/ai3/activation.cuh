@@ -27,7 +27,7 @@ __device__ __forceinline__ T sigmoid(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 
-// x times the normal distribution's, to 2e-7: erfc by a polynomial in 1 / (1 + p |x|).
+// x times the normal distribution's, to 4e-7: erfc by a polynomial in 1 / (1 + p |x|).
 // Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 __device__ __forceinline__ float short_gelu(float x) {
   const float size = clamp(fabsf(x), 0.0f, 20.0f), z = size * 0.70710678f;
