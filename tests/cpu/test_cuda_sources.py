@@ -65,3 +65,10 @@ def test_the_hosts_part_compiles_and_exports_its_table(algorithm):
     assert (table.operation.decode(), table.algorithm.decode()) == (algorithm.operation, algorithm.name)
     assert table.flags & abi.EPILOGUE or algorithm.operation not in ("conv2d", "linear")
     assert hasattr(library, "ai3_set_device_code")
+
+
+def test_no_kernel_lets_the_next_one_start_before_its_end():
+    """Not all of cuDNN's kernels wait for it: the comment in mma.cuh says what they may write into."""
+    sources = [*builder.INCLUDE.rglob("*.cuh"), *(algorithm.source for algorithm in SOURCES)]
+    assert any("griddepcontrol.wait;" in source.read_text() for source in sources)
+    assert [source.name for source in sources if "griddepcontrol.launch_dependents;" in source.read_text()] == []
