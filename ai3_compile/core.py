@@ -115,6 +115,7 @@ def _implement_callbacks(library: ctypes.CDLL) -> None:
     _library.impl("_watch_weight", watch_weight, "CPU")
     _library.impl("_watch_weight", watch_weight, "CUDA")
     _library.impl("_fold", _fold, "CUDA")
+    _library.impl("_scale_and_shift", _scale_and_shift, "CUDA")
 
 
 def _fold(
@@ -137,6 +138,17 @@ def _fold(
         folded_bias = shift * scale + (0 if bn_bias is None else bn_bias.double())
         folded = weight.double() * scale.view(-1, *(1,) * (weight.dim() - 1))
         return folded.to(weight.dtype), folded_bias.to(weight.dtype)
+
+
+def _scale_and_shift(
+    weight: torch.Tensor | None, bias: torch.Tensor | None, mean: torch.Tensor, var: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """A batch norm as scale * x + shift: both [C], one behind the other, in float32 of halves too."""
+    with torch.inference_mode(False), torch.no_grad():
+        scale = torch.rsqrt(var.double() + eps)
+        scale = scale if weight is None else scale * weight.double()
+        shift = (0 if bias is None else bias.double()) - mean.double() * scale
+        return torch.stack([scale, shift]).to(torch.float64 if mean.dtype == torch.float64 else torch.float32)
 
 
 _numerics: tuple[int, int, int, int] | None = None

@@ -21,6 +21,7 @@ from . import backends, core, kernels
 from .backends import Platform, sources
 from .errors import AlgorithmError, UnknownAlgorithmError, UnknownOperationError
 from .ops import OPERATIONS
+from .ops.activations import NUMBERS
 from .selection import OpSpec, System
 from .version import __version__
 
@@ -116,7 +117,7 @@ class Algorithm:
         platform = platforms()[self.platform]
         return sum(
             (
-                platform.applies_prologues(self),
+                platform.applies_prologues(self, NUMBERS["relu"]),
                 platform.reads_slices(self),
                 platform.writes_slices(self),
                 platform.adds_in_place(self),

@@ -50,8 +50,8 @@ class Platform(Protocol):
     def reads_slices(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm reads an input that is some channels of a larger image as it lies, in channels_last."""
 
-    def applies_prologues(self, algorithm: Algorithm) -> bool:
-        """Whether the algorithm applies a batch norm and an activation to its input as it reads it."""
+    def applies_prologues(self, algorithm: Algorithm, activation: int) -> bool:
+        """Whether the algorithm applies a batch norm and the activation of this number to its input as it reads it."""
 
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm can add its result to an image, in channels_last, that lies where it is written."""

@@ -9,7 +9,9 @@ from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_s
 ABI_VERSION = 6
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
-NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE, STRIDED_INPUT, PROLOGUE = (1 << i for i in range(8))
+NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE, STRIDED_INPUT, PROLOGUE, PROLOGUE_RELU = (
+    1 << i for i in range(9)
+)
 
 RangeFunction = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 ParallelFor = CFUNCTYPE(None, c_int64, RangeFunction, c_void_p)

@@ -15,6 +15,7 @@ import torch
 from .. import core
 from ..errors import KernelLoadError
 from ..ops import OPERATIONS
+from ..ops.activations import NUMBERS
 from . import abi, builder
 
 if TYPE_CHECKING:
@@ -157,8 +158,11 @@ class NativePlatform:
     def reads_slices(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.STRIDED_INPUT)
 
-    def applies_prologues(self, algorithm: Algorithm) -> bool:
-        return bool(self.table(algorithm).flags & abi.PROLOGUE)
+    def applies_prologues(self, algorithm: Algorithm, activation: int) -> bool:
+        flags = self.table(algorithm).flags
+        if flags & abi.PROLOGUE_RELU and activation > NUMBERS["relu"]:
+            return False
+        return bool(flags & abi.PROLOGUE)
 
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.RESIDUAL_IN_PLACE)

@@ -46,7 +46,7 @@ class PythonPlatform:
     def reads_slices(self, algorithm: Algorithm) -> bool:
         return False
 
-    def applies_prologues(self, algorithm: Algorithm) -> bool:
+    def applies_prologues(self, algorithm: Algorithm, activation: int) -> bool:
         return False
 
     def adds_in_place(self, algorithm: Algorithm) -> bool:

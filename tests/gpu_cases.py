@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from ai3_compile.testing.cases import Conv, Pool
+import dataclasses
+
+import torch
+
+from ai3_compile.testing import calls
+from ai3_compile.testing.cases import NONE, Conv, Pool
 
 # What reaches the kernels that the common cases do not: tiles of 4x4 outputs, windows of 32 and 1024 pixels, and blocks
 # for work that fills a GPU.
@@ -35,3 +40,30 @@ POOLS = (
     Pool("window-of-vectors", 24, (9, 11), (6, 7)),
     Pool("window-of-a-block", 3, (36, 35), (33, 34)),
 )
+POINTWISE = (
+    Conv("columns-below", 37, (9, 11), 18, (1, 1), batch=2, padding=NONE),
+    Conv("columns-equal", 64, (20, 21), 32, (1, 1), padding=NONE),
+    Conv("columns-above", 72, (20, 21), 72, (1, 1), padding=NONE),
+    Conv("stride", 64, (9, 10), 72, (1, 1), stride=(2, 2), padding=NONE),
+    Conv("groups", 128, (9, 10), 72, (1, 1), padding=NONE, groups=2),
+    Conv("depth-divided", 1024, (7, 7), 128, (1, 1), batch=2, padding=NONE),
+)
+# As many tiles as multiprocessors, with the depth in one and several blocks.
+LARGE_POINTWISE = (
+    Conv("high-tiles", 64, (100, 101), 64, (1, 1), batch=2, padding=NONE),
+    Conv("wide-tiles", 136, (100, 101), 128, (1, 1), batch=2, padding=NONE),
+    Conv("channels-above-the-table", 4104, (5, 6), 40, (1, 1), padding=NONE),
+)
+
+
+def behind_a_norm(call: calls.Call, least: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A scale and a shift for the channels of a convolution's input, and what it gives in float64 where they, and what
+    is at least `least` of them, are what it is to read."""
+    channels, dtype = call.input.shape[1], call.input.dtype
+    random = torch.Generator().manual_seed(channels)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    scale, shift = (torch.randn(channels, dtype=kind, generator=random) + add for add in (1.5, 0.0))
+    scale, shift = scale.to(call.input.device), shift.to(call.input.device)
+    read = call.input.double() * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)
+    # clamp, unlike a maximum, keeps NaN.
+    return scale, shift, dataclasses.replace(call, input=read.clamp(min=least)).compute(torch.float64)

@@ -66,8 +66,8 @@ def run(graph: Graph, context: Context) -> None:
             continue
         producers = {piece.node for piece in pieces if _can_write(piece, pieces, parts, context)}
         # Where most is copied anyway, a concatenation that Inductor fuses with what follows is the better copy.
-        written = sum(piece.channels for piece in pieces if piece.node in producers)
-        if not producers or 2 * written < sum(piece.channels for piece in pieces):
+        copied = sum(piece.channels for piece in pieces if piece.node not in producers)
+        if 2 * copied > sum(part.meta["val"].shape[1] for part in parts):
             continue
         # What is copied must be there before the first concatenation that has it is read.
         order = {node: index for index, node in enumerate(graph.nodes)}

@@ -13,15 +13,17 @@ from torch.fx import Graph, Node
 from .. import registry, tuning
 from ..errors import AlgorithmError
 from ..ops import OPERATIONS, attention_graph
+from ..ops.activations import NUMBERS
 from ..ops.base import spec_of
 from ..selection import Decision, OpSpec
 from ..selection import select as choose
 from .context import Context, algorithm_of, is_ai3, replace
+from .prologue import prologue_of
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 _FOLLOWING = {aten._native_batch_norm_legit_no_training.default, operator.getitem, aten.relu.default}
-# About what a copy takes in a network on an H200: its start, and both ways through memory.
+# About what a copy, or a batch norm, takes in a network on an H200: its start, and both ways through memory.
 _SECONDS_A_COPY, _BYTES_A_SECOND = 1.5e-6, 3e12
 
 
@@ -91,24 +93,45 @@ def _is_activated(operation: str, node: Node) -> bool:
 
 
 def _is_concatenated(node: Node) -> bool:
-    """Whether nothing reads a convolution, behind what is folded into it, but a concatenation of channels."""
+    """Whether nothing reads a convolution, behind what is folded into it, but concatenations of channels."""
     users = list(node.users)
-    if len(users) != 1:
-        return False
-    if users[0].target in _FOLLOWING:
+    if len(users) == 1 and users[0].target in _FOLLOWING:
         return _is_concatenated(users[0])
-    return users[0].target is aten.cat.default and (*users[0].args, 0)[1] in (1, -3)
+    return bool(users) and all(u.target is aten.cat.default and (*u.args, 0)[1] in (1, -3) for u in users)
 
 
-def _with_copies(measured: Mapping[str, float], spec: OpSpec) -> Mapping[str, float]:
-    """With the time of a copy into the concatenation for the algorithms that cannot write there."""
-    copied = _SECONDS_A_COPY + 2 * math.prod(spec.output_shape) * spec.dtype.itemsize / _BYTES_A_SECOND
-    writers = {
-        a.qualified
-        for a in registry.known()
-        if a.qualified in measured and registry.platforms()[a.platform].writes_slices(a)
-    }
-    return {name: seconds if name in writers else seconds + copied for name, seconds in measured.items()}
+def _activation_ahead(node: Node, spec: OpSpec) -> int | None:
+    """Of the activation between a convolution and the batch norm ahead of it, where an algorithm can apply both as it
+    reads them; None without such a norm, and where that becomes part of a convolution ahead of it."""
+    if spec.kernel_size != (1, 1) or any(spec.padding):
+        return None
+    found = prologue_of(node)
+    if found is None:
+        return None
+    image = found.norm.args[0]
+    assert isinstance(image, Node)
+    if (image.target is aten.convolution.default or is_ai3(image, "ai3::conv2d")) and len(image.users) == 1:
+        return None
+    return NUMBERS[found.activation]
+
+
+def _with_passes(measured: Mapping[str, float], spec: OpSpec, node: Node) -> Mapping[str, float]:
+    """With the time of what algorithms leave to others: a copy into the concatenation that reads the result, and the
+    batch norm ahead of them."""
+
+    def seconds(shape: tuple[int, ...]) -> float:
+        return _SECONDS_A_COPY + 2 * math.prod(shape) * spec.dtype.itemsize / _BYTES_A_SECOND
+
+    copied, ahead, times = _is_concatenated(node), _activation_ahead(node, spec), dict(measured)
+    for a in registry.known():
+        if a.operation != spec.operation or a.qualified not in times:
+            continue
+        platform = registry.platforms()[a.platform]
+        if copied and not platform.writes_slices(a):
+            times[a.qualified] += seconds(spec.output_shape)
+        if ahead is not None and not platform.applies_prologues(a, ahead):
+            times[a.qualified] += seconds(spec.input_shape)
+    return times
 
 
 def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
@@ -118,8 +141,8 @@ def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
     measured = None
     if "auto" in text.split("|"):
         measured = tuning.times(spec, in_graph=True, activates=_is_activated(spec.operation, node))
-        if spec.operation == "conv2d" and spec.device == "cuda" and context.is_inference and _is_concatenated(node):
-            measured = _with_copies(measured, spec)
+        if spec.operation == "conv2d" and spec.device == "cuda" and context.is_inference and context.policy.fuse:
+            measured = _with_passes(measured, spec, node)
     return choose(
         spec,
         text,

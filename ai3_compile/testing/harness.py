@@ -150,8 +150,8 @@ def run_kernel(
         args.input.data = guarded("input", input.numel() * size, input).address
     if prologue is not None:
         scale, shift, args.prologue_activation = prologue
-        args.prologue_scale = guarded("prologue_scale", scale.numel() * size, scale).address
-        args.prologue_shift = guarded("prologue_shift", shift.numel() * size, shift).address
+        args.prologue_scale = guarded("prologue_scale", scale.numel() * scale.element_size(), scale).address
+        args.prologue_shift = guarded("prologue_shift", shift.numel() * shift.element_size(), shift).address
         args.has_prologue = 1
     channels = spec.output_shape[1] if channels_last else 1
     pixels, width = math.prod(spec.output_shape) // channels, channels + sum(beside)

@@ -3,7 +3,7 @@
 #ifdef __CUDACC__
 
 #include <ai3/gemm_few.cuh>
-#include <ai3/gemm_kernels.cuh>
+#include <ai3/gemm_prologues.cuh>
 
 #else
 
@@ -14,6 +14,7 @@ namespace {
 const char* supports(const ai3_args* a) {
   if (a->dtype == AI3_OTHER) return "needs a floating-point type";
   if (a->sm < 80) return "needs compute capability 8.0";
+  if (a->has_prologue && a->prologue_activation > AI3_RELU) return "applies no activation but ReLU to its input";
   if (a->groups > 1 && a->weight.size[1] == 1) return "depthwise: direct computes it";
   constexpr int64_t kMost = int64_t(1) << 31;
   const int64_t* in = a->input.size;
@@ -69,18 +70,18 @@ void run(const ai3_args* a) {
   few.fits ? ai3::run_few(s, few) : ai3::run_gemm(s);
 }
 
-const ai3_kernel kernel = {
-    .abi_version = AI3_ABI_VERSION,
-    .operation = "conv2d",
-    .algorithm = "implicit gemm",
-    .version = 1,
-    .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT | AI3_STRIDED_INPUT | AI3_RESIDUAL_IN_PLACE,
-    .supports = supports,
-    .cost = cost,
-    .packed_bytes = packed_bytes,
-    .pack = pack,
-    .pack_variant = pack_variant,
-    .run = run};
+const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
+                           .operation = "conv2d",
+                           .algorithm = "implicit gemm",
+                           .version = 1,
+                           .flags = AI3_NHWC | AI3_EPILOGUE | AI3_STRIDED_OUTPUT | AI3_STRIDED_INPUT |
+                                    AI3_RESIDUAL_IN_PLACE | AI3_PROLOGUE | AI3_PROLOGUE_RELU,
+                           .supports = supports,
+                           .cost = cost,
+                           .packed_bytes = packed_bytes,
+                           .pack = pack,
+                           .pack_variant = pack_variant,
+                           .run = run};
 
 }  // namespace
 

@@ -337,6 +337,7 @@ STABLE_TORCH_LIBRARY(ai3, m) {
   m.def(
       "_fold(Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, Tensor bn_mean, Tensor bn_var, "
       "float bn_eps) -> (Tensor, Tensor)");
+  m.def("_scale_and_shift(Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ai3, CPU, m) {

@@ -52,9 +52,9 @@ struct OfDevice {
   ai3_args args;
   Tensor weight;  // aliases
   OptionalTensor bias;
-  std::optional<BatchNorm> norm;
+  std::optional<BatchNorm> norm, prologue;
   std::vector<int64_t> versions;  // of all of these, as Python said last: an alias need not have its tensor's
-  std::optional<Tensor> packed;
+  std::optional<Tensor> packed, scale_and_shift;
   Mark made;  // when all of that is there
   std::mutex refilling;
 };
@@ -167,6 +167,14 @@ std::pair<Tensor, Tensor> fold_on_device(const Tensor& weight, const OptionalTen
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
+// Of a prologue, likewise: the scales, then the shifts.
+Tensor scale_and_shift_of(const BatchNorm& norm) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(norm.weight), from(norm.bias), from(*norm.mean), from(*norm.var), from(norm.eps)};
+  AI3_CALL(torch_call_dispatcher("ai3::_scale_and_shift", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // The addresses of a graph's weights, and the version that each is at.
 using Versions = std::unordered_map<const void*, int64_t>;
 
@@ -178,8 +186,10 @@ std::vector<int64_t> versions_of(const OfDevice& of, const Versions& given) {
     versions.push_back(found == given.end() ? -1 : found->second);
   };
   add(of.weight);
-  if (of.norm) {
-    for (const OptionalTensor* t : {&of.bias, &of.norm->weight, &of.norm->bias, &of.norm->mean, &of.norm->var}) add(*t);
+  if (of.norm) add(of.bias);
+  for (const std::optional<BatchNorm>* norm : {&of.norm, &of.prologue}) {
+    if (!*norm) continue;
+    for (const OptionalTensor* t : {&(*norm)->weight, &(*norm)->bias, &(*norm)->mean, &(*norm)->var}) add(*t);
   }
   return versions;
 }
@@ -196,6 +206,14 @@ void fill_on_device(Entry& entry) {
       torch::stable::copy_(*entry.bias, bias);
     } else {
       entry.bias = bias;
+    }
+  }
+  if (of.prologue) {
+    const Tensor made = scale_and_shift_of(*of.prologue);
+    if (of.scale_and_shift) {
+      torch::stable::copy_(*of.scale_and_shift, made);
+    } else {
+      of.scale_and_shift = made;
     }
   }
   const ai3_kernel* table = of.kernel->table;
@@ -242,14 +260,18 @@ void refill(Entry& entry, int64_t now, int64_t version, const std::vector<int64_
 
 std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai3_args& args,
                                             const WeightSource& source) {
-  AI3_CHECK(source.prologue == nullptr, kernel.label, " cannot apply a batch norm to its input");
   auto entry = std::make_shared<Entry>();
   const auto alias = [](const OptionalTensor& t) { return t ? OptionalTensor(alias_of(*t)) : std::nullopt; };
-  std::optional<BatchNorm> norm;
-  if (const BatchNorm* n = source.norm) {
-    norm = BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps};
-  }
-  entry->device.reset(new OfDevice{&kernel, args, alias_of(source.weight), alias(source.bias), norm, {}, {}, {}, {}});
+  const auto aliases = [&alias](const BatchNorm* n) {
+    return n == nullptr ? std::nullopt
+                        : std::optional(BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps});
+  };
+  entry->device.reset(new OfDevice{.kernel = &kernel,
+                                   .args = args,
+                                   .weight = alias_of(source.weight),
+                                   .bias = alias(source.bias),
+                                   .norm = aliases(source.norm),
+                                   .prologue = aliases(source.prologue)});
   fill_on_device(*entry);
   return entry;
 }
@@ -295,8 +317,9 @@ PreparedWeight prepared(std::shared_ptr<Entry> entry, const ai3_args& args, cons
   if (entry->device != nullptr && !entry->weight) result.packed = entry->device->packed->const_data_ptr();
   if (source.prologue != nullptr) {
     const int64_t bytes = source.prologue->mean->numel() * (args.dtype == AI3_FLOAT64 ? 8 : 4);
-    result.prologue_scale = entry->prologue.get();
-    result.prologue_shift = static_cast<const char*>(entry->prologue.get()) + bytes;
+    result.prologue_scale =
+        entry->device == nullptr ? entry->prologue.get() : entry->device->scale_and_shift->const_data_ptr();
+    result.prologue_shift = static_cast<const char*>(result.prologue_scale) + bytes;
   }
   result.keep = std::move(entry);
   return result;

@@ -16,13 +16,12 @@ from ai3_compile.ops import activations
 from ai3_compile.ops.activations import ACTIVATIONS
 from ai3_compile.testing import calls, cases, harness, references
 from tests import emulation
-from tests.gpu_cases import CONVS, LARGE, POOLS
+from tests.gpu_cases import CONVS, LARGE, POINTWISE, POOLS, behind_a_norm
 
 pytestmark = pytest.mark.skipif(emulation.unavailable() is not None, reason=str(emulation.unavailable()))
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# As in tests/cuda/test_kernels.py, but that the emulated tensor cores truncate the inputs of TF32 products, which are
-# not rounded before.
+# As in tests/cuda/test_kernels.py.
 HALVES = {torch.float16: 6e-4, torch.bfloat16: 5e-3}
 TF32 = 2e-3
 ALGORITHMS = [a for a in registry.algorithms() if a.platform == "cuda"]
@@ -192,6 +191,67 @@ def test_slices(algorithm, emulated):
                 call = in_dtype(calls.conv2d(case, torch.float32, calls.EPILOGUE), dtype)
                 found += wrong(algorithm, table, call, own_layouts=False, in_place=True)[1]
     assert not found, "\n".join(found[:8])
+
+
+PROLOGUES = [a for a in SLICED if a.name == "implicit gemm"]
+
+
+@pytest.mark.parametrize("algorithm", PROLOGUES, ids=lambda a: a.name)
+@pytest.mark.parametrize("dtype", [*DTYPES, "tf32"])
+def test_a_batch_norm_and_a_relu_ahead(algorithm, dtype, emulated):
+    table = dataclasses.replace(emulated[algorithm], allow_tf32=dtype == "tf32")
+    assert table.flags & abi.PROLOGUE
+    kind = DTYPES.get(dtype, torch.float32)
+    for case in POINTWISE:
+        call = in_dtype(calls.conv2d(case, torch.float64 if kind == torch.float64 else torch.float32, calls.BIAS), kind)
+        # What is read is rounded to a half or to TF32 once more than without it.
+        limit = 2 * bound(algorithm, kind, table.allow_tf32, call.terms)
+        for activation, least, within in (("relu", 0.0, (0, 0)), ("identity", -torch.inf, (8, 3))):
+            scale, shift, expected = behind_a_norm(call, least)
+            prologue = scale, shift, activations.NUMBERS[activation]
+            output = harness.run_kernel(table, call.spec, *call.tensors, 0, abi.NHWC, within=within, prologue=prologue)
+            assert references.judge(output, expected, limit)[1] is None, f"{case.id} {activation}"
+
+
+@pytest.mark.parametrize("algorithm", PROLOGUES, ids=lambda a: a.name)
+def test_another_activation_ahead_is_refused(algorithm, emulated):
+    args = harness.native.args_of(calls.conv2d(POINTWISE[0], torch.float32).spec, abi.NHWC)
+    args.has_prologue, args.prologue_activation = 1, activations.NUMBERS["relu6"]
+    assert "ReLU" in (emulated[algorithm].supports(args) or "")
+
+
+@pytest.mark.parametrize("name", ALLOWING_TF32, ids=str)
+def test_tf32_errs_to_either_side(name, emulated):
+    """Of positive factors the products would all be too small if what they do not read were cut off: by 2^-12 each."""
+    algorithm = registry.find(name[0], f"{name[1]}@cuda")
+    table, found = dataclasses.replace(emulated[algorithm], allow_tf32=True), []
+    for call in calls.few_calls(name[0], torch.float32, calls.PLAIN):
+        call = dataclasses.replace(call, input=call.input.abs(), weight=call.weight.abs())
+        if supported(table, call, None) is not None:
+            continue
+        expected = call.compute(torch.float64)
+        inside = expected > 0
+        output = harness.run_kernel(table, call.spec, *call.tensors, 0, None).double()
+        found.append(((output - expected)[inside] / expected[inside]).mean().item())
+    # The mean of some hundred errors of 2^-12 at most, and the sums, which tensor cores truncate at 2^-23.
+    assert found and max(abs(mean) for mean in found) < 5e-5
+
+
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.operation in MATMUL], ids=lambda a: a.label)
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
+def test_a_gpus_nan_stays_one(algorithm, dtype, emulated):
+    """Its bits are all ones but for the sign: rounding must not carry into that."""
+    table, kind = dataclasses.replace(emulated[algorithm], allow_tf32=dtype == "tf32"), DTYPES.get(dtype, torch.float32)
+    for call in calls.few_calls(algorithm.operation, torch.float32, calls.PLAIN):
+        call = in_dtype(call, kind)
+        if supported(table, call, None) is not None or call.input.numel() == 0:
+            continue
+        bits = torch.int32 if kind == torch.float32 else torch.int16
+        call.input.view(bits).view(-1)[call.input.numel() // 2] = 0x7FFFFFFF if kind == torch.float32 else 0x7FFF
+        expected = call.compute(torch.float64)
+        output = harness.run_kernel(table, call.spec, *call.tensors, 0, None)
+        # A transform spreads it over its tile.
+        assert bool(output[expected.isnan()].isnan().all()) and bool(expected.isnan().any())
 
 
 def test_winograd_in_several_launches(emulated):

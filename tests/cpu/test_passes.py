@@ -112,13 +112,37 @@ def test_what_reads_a_result_is_seen_where_auto_measures(monkeypatch):
     }
 
 
-def test_the_copy_into_a_concatenation_counts_where_an_algorithm_cannot_write_there():
-    from ai3_compile.selection import OpSpec
+class LeftToOthers(nn.Module):
+    """Convolutions by what an algorithm leaves to others: a copy into a concatenation, a batch norm ahead, nothing."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.folded = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.first, self.behind, self.after, self.window = (nn.Conv2d(4, 4, size) for size in (1, 1, 1, 3))
+        self.joined, self.also = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        behind = self.behind(self.norm(x.sin()).relu())
+        after = self.after(self.folded(self.first(x)).relu())
+        joined, also = self.joined(x), self.also(x)
+        return behind + after, self.window(x), torch.cat([joined, also, x], 1), torch.cat([x, joined, joined], 1)
+
+
+def test_what_an_algorithm_leaves_to_others_counts(monkeypatch):
     registry.prepare([("conv2d", "cpu")])
-    spec = OpSpec("conv2d", "", (1, 8, 9, 10), (1, 16, 9, 10), torch.float32, "cpu")
-    times = select._with_copies({"direct@cpp": 1e-6, "torch": 1e-6}, spec)
-    assert times["direct@cpp"] == 1e-6 and times["torch"] > 2e-6
+    measured, seen = {"gemm@cpp": 1e-6, "direct@cpp": 1e-6, "torch": 1e-6}, {}
+
+    def decide(context, index, spec, node):
+        if spec.operation == "conv2d":
+            seen[spec.name] = {name for name, s in select._with_passes(measured, spec, node).items() if s > 2e-6}
+        return original(context, index, spec, node)
+
+    original = select.decide
+    monkeypatch.setattr(select, "decide", decide)
+    capture(LeftToOthers().eval(), torch.randn(2, 4, 6, 6))
+    assert seen.pop("behind") == {"direct@cpp", "torch"}
+    assert seen.pop("joined") == seen.pop("also") == {"torch"}
+    assert seen == {"first": set(), "after": set(), "window": set()}
 
 
 def test_fold_takes_the_batch_norms():

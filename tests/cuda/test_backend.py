@@ -176,6 +176,59 @@ def test_kernels_of_a_graph_do_not_overlap(algorithm, dtype):
             assert ((found.double() - expected).abs().max() / expected.abs().max()).item() < 5e-3
 
 
+class Dense(nn.Module):
+    """Layers as in DenseNet: each reads what all before it gave, through a batch norm and a ReLU."""
+
+    def __init__(self, channels: int = 64, layers: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        widths = range(channels, channels + 32 * layers, 32)
+        self.ahead = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.reduce = nn.ModuleList(nn.Conv2d(width, 64, 1, bias=False) for width in widths)
+        self.behind = nn.ModuleList(nn.BatchNorm2d(64) for _ in widths)
+        self.grow = nn.ModuleList(nn.Conv2d(64, 32, 3, padding=1, bias=False) for _ in widths)
+        self.last, self.head = nn.BatchNorm2d(channels + 32 * layers), nn.Conv2d(channels + 32 * layers, 16, 1)
+        for norm in (*self.ahead, *self.behind, self.last):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = [self.stem(x)]
+        for ahead, reduce, behind, grow in zip(self.ahead, self.reduce, self.behind, self.grow):
+            found.append(grow(behind(reduce(ahead(torch.cat(found, 1)).relu())).relu()))
+        return self.head(self.last(torch.cat(found, 1)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("way", ["eager", "reduce-overhead"])
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "tf32", "limit"),
+    [
+        ("implicit gemm@cuda", torch.float32, False, LIMIT),
+        # A dozen layers behind one another, each rounding what it gives.
+        ("implicit gemm@cuda", torch.float32, True, 4e-3),
+        ("implicit gemm@cuda", torch.float16, False, 1e-2),
+        ("auto", torch.float16, False, 1e-2),
+    ],
+)
+def test_batch_norms_ahead_of_convolutions_and_concatenations_that_grow(algorithm, dtype, tf32, limit, way):
+    model = Dense().cuda().to(dtype).eval()
+    with gpu.precision(tf32=tf32), torch.no_grad():
+        run = compiled(model, way, conv2d=algorithm)
+        for _ in range(3):
+            x = torch.randn(4, 3, 28, 30, device="cuda", dtype=dtype)
+            assert error(run(x), model, x) < limit
+        if algorithm != "auto":
+            rows = [row for row in ai3.last_report() if row.operation == "conv2d"]
+            assert [row.prologue for row in rows].count(["batch_norm", "relu"]) == 7
+            assert ["concat" in row.fused for row in rows].count(True) == 7
+        # Statistics and weights that change are followed by the graph that was captured.
+        model.ahead[2].weight.mul_(-2)
+        model.last.bias.add_(1)
+        assert error(run(x), model, x) < limit
+        model.ahead[1].running_mean.add_(1)
+        assert error(run(x), model, x) < limit
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_fused_optimizers_change_what_is_packed(way):
     model, x = net(), image()

@@ -13,7 +13,7 @@ import torch
 from ai3_compile import registry
 from ai3_compile.ops import activations
 from ai3_compile.testing import calls, harness, references
-from tests.gpu_cases import CONVS, LARGE, POOLS
+from tests.gpu_cases import CONVS, LARGE, LARGE_POINTWISE, POINTWISE, POOLS, behind_a_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -174,6 +174,84 @@ def test_slices(algorithm, precision):
                 if error is not None:
                     found.append(f"{call.spec.name} {beside} {within} {dtype}: {error}")
     assert not found, "\n".join(found[:8])
+
+
+PROLOGUES = [a for a in SLICED if a.qualified == "implicit gemm@cuda"]
+
+
+@pytest.mark.parametrize("algorithm", PROLOGUES, ids=lambda a: a.qualified)
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [*((dtype, "ieee") for dtype in DTYPES), ("float32", "tf32")], indirect=["precision"]
+)
+def test_a_batch_norm_and_a_relu_ahead(algorithm, dtype, precision):
+    tf32, kind, table, found = precision == "tf32", DTYPES[dtype], harness.table_of(algorithm), []
+    made = torch.float64 if kind == torch.float64 else torch.float32
+    for case in (*POINTWISE, *LARGE_POINTWISE):
+        call = calls.in_dtype(calls.conv2d(case, made, calls.BIAS), kind, "cuda")
+        # What is read is rounded to a half or to TF32 once more than without it.
+        limit = 2 * bound(algorithm, kind, tf32, call.terms)
+        for activation, least, within in (
+            ("relu", 0.0, (0, 0)),
+            ("identity", -torch.inf, (8, 3)),
+            ("relu", 0.0, (8, 8)),
+        ):
+            scale, shift, expected = behind_a_norm(call, least)
+            prologue = scale, shift, activations.NUMBERS[activation]
+            output = harness.run_kernel(
+                *(table, call.spec, *call.tensors, 0, harness.abi.NHWC),
+                within=within,
+                prologue=prologue,
+                allow_tf32=tf32,
+            )
+            error = references.judge(output, expected, limit)[1]
+            if error is not None:
+                found.append(f"{case.id} {activation} {within}: {error}")
+    assert not found, "\n".join(found[:8])
+
+
+OWN = [registry.find("conv2d", "implicit gemm@cuda"), registry.find("linear", "gemm@cuda")]
+
+
+@pytest.mark.parametrize("algorithm", OWN, ids=lambda a: a.label)
+@pytest.mark.parametrize("precision", ["tf32"], indirect=True)
+def test_tf32_errs_to_either_side(algorithm, precision):
+    """Of positive factors the products would all be too small if what they do not read were cut off: by 2^-12 each."""
+    table, found = harness.table_of(algorithm), []
+    for made in calls.few_calls(algorithm.operation, torch.float32, calls.PLAIN):
+        call = calls.in_dtype(
+            dataclasses.replace(made, input=made.input.abs(), weight=made.weight.abs()), torch.float32, "cuda"
+        )
+        if supported(table, call, None) is not None:
+            continue
+        expected = call.compute(torch.float64)
+        inside = expected > 0
+        output = harness.run_kernel(table, call.spec, *call.tensors, 0, None, allow_tf32=True).double()
+        found.append(((output - expected)[inside] / expected[inside]).mean().item())
+    # The mean of some hundred errors of 2^-12 at most, and the sums, which tensor cores truncate at 2^-23.
+    assert found and max(abs(mean) for mean in found) < 5e-5
+
+
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.platform == "cuda"], ids=lambda a: a.label)
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [("float32", "ieee"), ("float32", "tf32"), ("float16", "ieee"), ("bfloat16", "ieee")],
+    indirect=["precision"],
+)
+def test_a_gpus_nan_stays_one(algorithm, dtype, precision):
+    """Its bits are all ones but for the sign: rounding must not carry into that."""
+    if algorithm.operation not in ("conv2d", "linear"):
+        return
+    table, kind, tf32 = harness.table_of(algorithm), DTYPES[dtype], precision == "tf32"
+    bits, nan = (torch.int32, 0x7FFFFFFF) if kind == torch.float32 else (torch.int16, 0x7FFF)
+    for made in calls.few_calls(algorithm.operation, torch.float32, calls.PLAIN):
+        call = calls.in_dtype(made, kind, "cuda")
+        if supported(table, call, None) is not None or call.input.numel() == 0:
+            continue
+        call.input.view(bits).view(-1)[call.input.numel() // 2] = nan
+        expected = call.compute(torch.float64)
+        output = harness.run_kernel(table, call.spec, *call.tensors, 0, None, allow_tf32=tf32)
+        # A transform spreads it over its tile.
+        assert bool(output[expected.isnan()].isnan().all()) and bool(expected.isnan().any())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"{a.operation}-{a.qualified}")

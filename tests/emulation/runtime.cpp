@@ -216,6 +216,11 @@ void find_buffers(const ai3_args* a, const ai3_kernel* table) {
   add_tensor("residual", a->residual, element, false);
   add_tensor("key", a->key, element, false);
   if (a->has_bias) add_buffer("bias", a->bias, a->output.size[1] * element, false);
+  if (a->has_prologue) {
+    const int64_t bytes = a->input.size[1] * std::max<int64_t>(element, 4);
+    add_buffer("prologue_scale", a->prologue_scale, bytes, false);
+    add_buffer("prologue_shift", a->prologue_shift, bytes, false);
+  }
   if (table->packed_bytes != nullptr) add_buffer("packed", a->packed, int64_t(table->packed_bytes(a)), packs);
   if (table->workspace_bytes != nullptr)
     add_buffer("workspace", a->workspace, int64_t(table->workspace_bytes(a)), true);

@@ -8,8 +8,8 @@
 namespace ai3 {
 
 // The tile of implicit_gemm(), its blocks of depth brought by the tensor memory accelerator at the word of one more
-// warp.
-template <Math M, int Rows, int Columns, int Warps>
+// warp. Rows of float32 go through registers to be rounded, which the accelerator does not do, others for a prologue.
+template <Math M, int Rows, int Columns, int Warps, bool Prologue>
 __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
   using T = typename ElementOf<M>::type;
   using Layout = GemmLayout<Rows, Columns, Warps>;
@@ -70,6 +70,27 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
     }
     __syncwarp();
   } else {
+    // Of the channels of this share of the depth, behind the barriers.
+    auto* const affine = reinterpret_cast<float2*>(shared + p.slots * kStageBytes + kBulkBarriers);
+    if constexpr (Prologue) {
+      const float* scale = static_cast<const float*>(p.prologue_scale) + group * p.channels;
+      const float* shift = static_cast<const float*>(p.prologue_shift) + group * p.channels;
+      for (int i = thread, channel = begin * kBlock + thread; i < count * kBlock; i += Warps * 32) {
+        affine[i] = channel < p.channels ? make_float2(scale[channel], shift[channel]) : make_float2(0, 0);
+        channel += Warps * 32;
+      }
+      asm volatile("bar.sync 1, %0;" ::"n"(Warps * 32) : "memory");
+    }
+    const auto through = [&](uint32_t (&a)[4], int block, int k) {
+      if constexpr (Prologue) {
+        const float2* of = affine + block * kBlock + k * (kBlock / 4);
+        apply_prologue<M>(a, p.prologue_low, [of](int channel) { return of[channel]; });
+      }
+      if constexpr (M == Math::kTf32) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) a[e] = rounded_tf32(a[e]);
+      }
+    };
     // Each warp tells that it has read a block of depth: they need not be at the same one.
     const auto release = [&](int slot) {
       __syncwarp();
@@ -77,7 +98,16 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
     };
     int slot = 0, before = 0;
     uint32_t phase = 0;
-    if constexpr (!kStrict) {
+    if constexpr (!kStrict && (Prologue || M == Math::kTf32)) {
+#pragma unroll 1
+      for (int i = 0; i < count; ++i) {
+        wait_barrier(full + slot * 8, phase);
+        multiply_tile_through<M, Rows, Columns, Warps>(sums, base + slot * kStageBytes, warp, i > 0,
+                                                       [&](uint32_t (&a)[4], int k) { through(a, i, k); });
+        release(slot);
+        if (++slot == p.slots) slot = 0, phase ^= 1;
+      }
+    } else if constexpr (!kStrict) {
 #pragma unroll 1
       for (int i = 0; i < count; ++i) {
         wait_barrier(full + slot * 8, phase);
@@ -104,12 +134,13 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
           uint32_t raw[4];
           load_matrices(raw, swizzled(a, Layout::row(warp) + lane % 16, 2 * k + lane / 16));
           wgmma_wait<1>();
+          through(raw, i, k);
 #pragma unroll
           for (int e = 0; e < 4; ++e) split_tf32(raw[e], high[k % 2][e], low[k % 2][e]);
           wgmma_fence();
-          wgmma_tf32<Layout::kPartColumns>(products, low[k % 2], high_matrix + k * 2, k > 0);
-          wgmma_tf32<Layout::kPartColumns>(products, high[k % 2], low_matrix + k * 2, 1);
-          wgmma_tf32<Layout::kPartColumns>(products, high[k % 2], high_matrix + k * 2, 1);
+          wgmma<M, Layout::kPartColumns>(products, low[k % 2], high_matrix + k * 2, k > 0);
+          wgmma<M, Layout::kPartColumns>(products, high[k % 2], low_matrix + k * 2, 1);
+          wgmma<M, Layout::kPartColumns>(products, high[k % 2], high_matrix + k * 2, 1);
           wgmma_commit();
         }
         wgmma_wait<0>();

@@ -102,8 +102,6 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
   constexpr bool kStrict = M == Math::kFloat32;
   constexpr int kParts = kStrict ? 2 : 1, kThreads = Warps * 32;
   constexpr int kStageBytes = (Rows + kParts * Columns) * 128;
-  // A wgmma is still reading the block of depth before this one where sums need not be added up in between.
-  constexpr bool kOverlap = AI3_WGMMA && !kStrict;
   constexpr int kPartSums = Layout::kPartColumns / 2;
 
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -137,16 +135,32 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
   };
 
   float sums[Layout::kRowParts][Layout::kColumnParts][kPartSums];
-  if constexpr (!kOverlap) {
 #pragma unroll
-    for (int i = 0; i < Layout::kRowParts * Layout::kColumnParts * kPartSums; ++i) (&sums[0][0][0])[i] = 0;
-  }
+  for (int i = 0; i < Layout::kRowParts * Layout::kColumnParts * kPartSums; ++i) (&sums[0][0][0])[i] = 0;
+  // 32 bytes of depth of rows on their way to the products, through the prologue, and rounded where they are to be
+  // TF32.
+  const auto through = [&](uint32_t (&a)[4], int block, int k) {
+    if (p.prologue_scale != nullptr) {
+      const int first = (begin + block) * (128 / int(sizeof(T))) + k * (32 / int(sizeof(T)));
+      apply_prologue<M>(a, p.prologue_low, [&](int within) {
+        const int channel = first + within, at = group * p.channels + channel;
+        if (channel >= p.channels) return make_float2(0, 0);
+        return make_float2(__ldg(static_cast<const float*>(p.prologue_scale) + at),
+                           __ldg(static_cast<const float*>(p.prologue_shift) + at));
+      });
+    }
+    if constexpr (M == Math::kTf32) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) a[e] = rounded_tf32(a[e]);
+    }
+  };
   // The products of one block of depth.
-  const auto multiply = [&](int stage, bool accumulate) {
+  const auto multiply = [&](int stage, int block) {
     const uint32_t a = base + stage * kStageBytes, b = a + Rows * 128;
 #if AI3_WGMMA
     if constexpr (!kStrict) {
-      multiply_tile<M, Rows, Columns, Warps>(sums, a, warp, accumulate);
+      multiply_tile_through<M, Rows, Columns, Warps>(sums, a, warp, true,
+                                                     [&](uint32_t (&row)[4], int k) { through(row, block, k); });
     } else {
       static_assert(!kStrict || (Layout::kRowParts == 1 && Layout::kColumnParts == 1), "one instruction a step");
       const uint64_t high_matrix = matrix_descriptor(b), low_matrix = matrix_descriptor(b + Columns * 128);
@@ -156,12 +170,13 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
       for (int k = 0; k < 4; ++k) {
         uint32_t raw[4], high[4], low[4];
         load_matrices(raw, swizzled(a, row, 2 * k + lane / 16));
+        through(raw, block, k);
 #pragma unroll
         for (int i = 0; i < 4; ++i) split_tf32(raw[i], high[i], low[i]);
         wgmma_fence();
-        wgmma_tf32<Layout::kPartColumns>(products, low, high_matrix + k * 2, k > 0);
-        wgmma_tf32<Layout::kPartColumns>(products, high, low_matrix + k * 2, 1);
-        wgmma_tf32<Layout::kPartColumns>(products, high, high_matrix + k * 2, 1);
+        wgmma<M, Layout::kPartColumns>(products, low, high_matrix + k * 2, k > 0);
+        wgmma<M, Layout::kPartColumns>(products, high, low_matrix + k * 2, 1);
+        wgmma<M, Layout::kPartColumns>(products, high, high_matrix + k * 2, 1);
         wgmma_commit();
       }
       wgmma_wait<0>();
@@ -177,6 +192,7 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
 #pragma unroll
       for (int i = 0; i < Layout::kRowParts; ++i) {
         load_matrices(af[i], swizzled(a, row + i * 16, 2 * k + lane / 16));
+        through(af[i], block, k);
         if constexpr (kStrict) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) split_tf32(af[i][e], af[i][e], low[i][e]);
@@ -232,19 +248,12 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
     fence_shared();
 #endif
     __syncthreads();
-    if constexpr (kOverlap) multiply(stage, i > 0);
     if (i + p.ahead < count) load(next);
     commit_copies();
-    if constexpr (!kOverlap) multiply(stage, true);
-#if AI3_WGMMA
-    if constexpr (kOverlap) wgmma_wait<1>();
-#endif
+    multiply(stage, i);
     stage = stage + 1 == p.stages ? 0 : stage + 1;
     next = next + 1 == p.stages ? 0 : next + 1;
   } while (++i < count);
-#if AI3_WGMMA
-  wgmma_wait<0>();
-#endif
   finish_gemm<T, Rows, Columns, Warps>(p, sums, first_row, first_column, group, shared, true);
 }
 

@@ -48,7 +48,7 @@ struct FewBits<4> {
   using type = uint32_t;
 };
 __device__ __forceinline__ unsigned short few_rounded(unsigned short bits) { return bits; }
-__device__ __forceinline__ uint32_t few_rounded(uint32_t bits) { return bits + 0x1000u; }  // to TF32
+__device__ __forceinline__ uint32_t few_rounded(uint32_t bits) { return rounded_tf32(bits); }
 
 template <Math M>
 __device__ __forceinline__ void few_channels(const FewParams& few) {
@@ -211,7 +211,7 @@ __device__ __forceinline__ void pack_few(const FewPackParams& p) {
       if (tap >= p.kernel_w || channel >= p.channels || output >= p.columns) continue;
       const int64_t at = ((int64_t(output) * p.channels + channel) * p.kernel_h + down) * p.kernel_w + tap;
       const uint32_t bits = static_cast<const Bits*>(p.weight)[at];
-      words[w] |= kHalf ? bits << (e * 16) : (bits + 0x1000u) & 0xffffe000u;
+      words[w] |= kHalf ? bits << (e * 16) : rounded_tf32(bits);
     }
   }
   static_cast<uint4*>(p.packed)[index] = {words[0], words[1], words[2], words[3]};

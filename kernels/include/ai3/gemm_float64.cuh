@@ -26,8 +26,14 @@ __device__ __forceinline__ void implicit_gemm_float64(const GemmParams& p) {
       const int k = thread / kTile + i * 4, at = block + k, channel = at / taps, tap = at - channel * taps;
       const int tap_h = tap / p.kernel_w, down = tap_h * p.dilation_h,
                 right = (tap - tap_h * p.kernel_w) * p.dilation_w;
-      inputs[k][thread % kTile] =
+      double x =
           at < depth && row.inside(p, down, right) ? row.from[(down * p.width + right) * p.in_pixel + channel] : 0.0;
+      if (p.prologue_scale != nullptr && at < depth) {
+        const int of = group * p.channels + channel;
+        x = x * static_cast<const double*>(p.prologue_scale)[of] + static_cast<const double*>(p.prologue_shift)[of];
+        x = x < p.prologue_low ? p.prologue_low : x;
+      }
+      inputs[k][thread % kTile] = x;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -89,7 +89,9 @@ inline bool gemm_is_bulk(const GemmShape& s) {
   const int64_t bytes = gemm_element_bytes(a);
   if (a->sm != 90 || !gemm_one_tap(s) || s.in_pixel * bytes % 16 != 0) return false;
   if (s.groups > 1 && s.channels * bytes % 128 != 0)
-    return false;  // a block would reach into the next group's channels
+    return false;                           // a block would reach into the next group's channels
+  constexpr int64_t kMostPrologues = 4096;  // of channels, whose scales and shifts are to be in shared memory
+  if (a->has_prologue && s.channels > kMostPrologues) return false;
   if (!s.has_window) return true;
   const auto fits = [](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad) {
     return pad <= 128 && stride <= 8 && (kernel - 1) * dilation < 256 && (out - 1) * stride - pad - in + 1 >= -128 &&
@@ -101,17 +103,33 @@ inline bool gemm_is_bulk(const GemmShape& s) {
 
 inline GemmTiles gemm_tiles(const GemmShape& s) {
   static constexpr GemmTile kBulk[] = {
-      {64, 64, 160, 5, "64x64_bulk"},     {64, 128, 160, 4, "64x128_bulk"}, {128, 64, 288, 3, "128x64_bulk"},
-      {128, 128, 288, 2, "128x128_bulk"}, {256, 64, 288, 2, "256x64_bulk"}, {256, 128, 288, 1, "256x128_bulk"},
+      {64, 32, 160, 6, "64x32_bulk"},   {128, 32, 288, 4, "128x32_bulk"},   {64, 64, 160, 5, "64x64_bulk"},
+      {64, 128, 160, 4, "64x128_bulk"}, {128, 64, 288, 3, "128x64_bulk"},   {128, 128, 288, 2, "128x128_bulk"},
+      {256, 64, 288, 2, "256x64_bulk"}, {256, 128, 288, 1, "256x128_bulk"}, {128, 256, 288, 1, "128x256_bulk"},
+  };
+  // The rows of float32 go through registers, which wide or high tiles have too few of.
+  static constexpr GemmTile kTf32Bulk[] = {
+      {64, 32, 160, 6, "64x32_bulk"},     {128, 32, 288, 4, "128x32_bulk"}, {64, 64, 160, 5, "64x64_bulk"},
+      {64, 128, 160, 4, "64x128_bulk"},   {128, 64, 288, 3, "128x64_bulk"}, {128, 128, 288, 2, "128x128_bulk"},
       {128, 256, 288, 1, "128x256_bulk"},
   };
+  static constexpr GemmTile kPrologue[] = {{64, 32, 160, 5, "64x32_prologue"},
+                                           {64, 64, 160, 4, "64x64_prologue"},
+                                           {64, 128, 160, 3, "64x128_prologue"},
+                                           {128, 64, 288, 3, "128x64_prologue"}};
+  static constexpr GemmTile kStrictPrologue[] = {{64, 64, 160, 3, "64x64_prologue"},
+                                                 {64, 128, 160, 2, "64x128_prologue"}};
   static constexpr GemmTile kStrictBulk[] = {
       {64, 64, 160, 3, "64x64_bulk"}, {64, 128, 160, 2, "64x128_bulk"}, {128, 128, 288, 1, "128x128_bulk"}};
   static constexpr GemmTile kAny[] = {
       {64, 64, 128, 3, "64x64"}, {128, 64, 256, 2, "128x64"}, {128, 128, 256, 2, "128x128"}};
   static constexpr GemmTile kStrictAny[] = {{64, 64, 128, 3, "64x64"}, {128, 64, 256, 1, "128x64"}};
   const bool strict = gemm_is_strict(s.args);
-  if (gemm_is_bulk(s)) return strict ? GemmTiles{kStrictBulk, 3} : GemmTiles{kBulk, 7};
+  if (gemm_is_bulk(s)) {
+    if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
+    if (strict) return {kStrictBulk, 3};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, 7} : GemmTiles{kBulk, 9};
+  }
   if (s.args->sm == 90) return {kAny, 1};
   return strict ? GemmTiles{kStrictAny, 2} : GemmTiles{kAny, 3};
 }
@@ -130,13 +148,14 @@ inline int gemm_shared_limit(int sm) {
 // With as much of the depth in shared memory as leaves room for `resident` tiles; no tile where nothing does.
 inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int splits, int resident) {
   const bool strict = gemm_is_strict(s.args), bulk = tile.threads % 64 != 0;
-  const int bytes = (tile.rows + tile.columns * (strict ? 2 : 1)) * 128, beside_blocks = bulk ? 256 : 2048;
+  const int bytes = (tile.rows + tile.columns * (strict ? 2 : 1)) * 128;
   const int depth = int(cuda::ceil_div(gemm_blocks(s), splits)), limit = gemm_shared_limit(s.args->sm);
+  const int prologue = s.args->has_prologue ? depth * int(128 / gemm_element_bytes(s.args)) * 8 : 0;
+  const int beside_blocks = bulk ? kBulkBarriers + prologue : 2048;
   const int exchanged = splits > 1 || s.args->activation > AI3_RELU6 ? tile.rows * tile.columns * 4 : 0;
   const int room = std::min(limit, (limit + 1024) / resident - 1024) - beside_blocks;
 
-  // A block of depth that is copied while another is computed, and one more where that one is not waited for.
-  const int beside = !bulk && !strict && s.args->sm == 90 ? 2 : 1;
+  constexpr int beside = 1;  // a block of depth that is copied while another is computed
   int stages = std::min(room / bytes, 14);
   if (!bulk) stages = std::min(stages, 6);
   if (std::min(stages, depth) < std::min(beside + 1, depth) || room < exchanged) return {};
@@ -177,7 +196,8 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   const auto depth = double(cuda::ceil_div(gemm_blocks(s), c.splits));
   const double area = t.rows * t.columns / 16384.0, bytes = (t.rows + parts * t.columns) * 128;
   // Where the accelerator does not bring the blocks, the threads that multiply do.
-  const double block = area * r.block * (t.columns == 64 ? r.narrow : 1) * (t.rows == 64 ? r.low : 1) * (bulk ? 1 : 4);
+  const double block = area * r.block * (t.columns <= 64 ? r.narrow : 1) * (t.columns == 32 ? r.narrow : 1) *
+                       (t.rows == 64 ? r.low : 1) * (bulk ? 1 : 4);
   const double alone = r.begin + depth * std::max(block, r.latency / std::min(c.slots, 14)) + area * r.end;
   // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
   const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
@@ -210,11 +230,12 @@ inline GemmChoice find_choice(const GemmShape& s) {
 // The choice of a shape, which takes as long to find as a small layer to compute: kept by each thread.
 inline GemmChoice choose_gemm(const GemmShape& s) {
   const ai3_args* a = s.args;
-  using Key = std::array<int64_t, 23>;
+  using Key = std::array<int64_t, 24>;
   const Key key = {a->sm,
                    a->dtype,
                    a->allow_tf32,
                    a->activation > AI3_RELU6,
+                   a->has_prologue,
                    s.rows,
                    s.columns,
                    s.channels,
@@ -337,6 +358,8 @@ inline GemmParams gemm_params(const GemmShape& s) {
   p.is_clamp = a->activation <= AI3_RELU6;
   p.low = a->activation == AI3_IDENTITY ? -INFINITY : 0;
   p.high = a->activation == AI3_RELU6 ? 6 : INFINITY;
+  p.prologue_scale = a->prologue_scale, p.prologue_shift = a->prologue_shift;
+  p.prologue_low = a->prologue_activation == AI3_RELU ? 0 : -INFINITY;
   p.aligned = s.columns % part == 0 && s.out_pixel % part == 0 && is_aligned(p.output) && is_aligned(p.residual) &&
               is_aligned(p.bias);
   return p;

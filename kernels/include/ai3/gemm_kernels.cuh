@@ -58,9 +58,9 @@ __device__ __forceinline__ void pack_gemm(const GemmPackParams& p) {
   AI3_KERNEL_BLOCKS(warps * 32, 1, gemm_##math_name##_##rows##x##columns##suffix, ai3::GemmParams) { \
     ai3::implicit_gemm<ai3::Math::math, rows, columns, warps, gather>(p);                            \
   }
-#define AI3_GEMM_BULK(math_name, math, rows, columns, warps, blocks)                                          \
-  AI3_KERNEL_BLOCKS(warps * 32 + 32, blocks, gemm_##math_name##_##rows##x##columns##_bulk, ai3::GemmParams) { \
-    ai3::implicit_gemm_bulk<ai3::Math::math, rows, columns, warps>(p);                                        \
+#define AI3_GEMM_BULK(math_name, math, rows, columns, warps, blocks, suffix, prologue)                         \
+  AI3_KERNEL_BLOCKS(warps * 32 + 32, blocks, gemm_##math_name##_##rows##x##columns##suffix, ai3::GemmParams) { \
+    ai3::implicit_gemm_bulk<ai3::Math::math, rows, columns, warps, prologue>(p);                               \
   }
 #define AI3_GEMMS_ANY(name, math)          \
   AI3_GEMM(name, math, 64, 64, 4, , false) \
@@ -71,26 +71,34 @@ AI3_GEMMS_ANY(bfloat16, kBFloat16)
 AI3_GEMMS_ANY(tf32, kTf32)
 AI3_GEMMS_ANY(float32, kFloat32)
 #if AI3_WGMMA
-#define AI3_GEMMS(name, math)               \
-  AI3_GEMM_BULK(name, math, 64, 64, 4, 4)   \
-  AI3_GEMM_BULK(name, math, 64, 128, 4, 3)  \
-  AI3_GEMM_BULK(name, math, 128, 64, 8, 3)  \
-  AI3_GEMM_BULK(name, math, 128, 128, 8, 2) \
-  AI3_GEMM_BULK(name, math, 256, 64, 8, 2)  \
-  AI3_GEMM_BULK(name, math, 256, 128, 8, 1) \
-  AI3_GEMM_BULK(name, math, 128, 256, 8, 1)
-AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3)
-AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2)
-AI3_GEMM_BULK(float32, kFloat32, 128, 128, 8, 1)
+#define AI3_GEMMS_LOW(name, math, suffix, prologue)          \
+  AI3_GEMM_BULK(name, math, 64, 32, 4, 5, suffix, prologue)  \
+  AI3_GEMM_BULK(name, math, 64, 64, 4, 4, suffix, prologue)  \
+  AI3_GEMM_BULK(name, math, 64, 128, 4, 3, suffix, prologue) \
+  AI3_GEMM_BULK(name, math, 128, 64, 8, 3, suffix, prologue)
+#define AI3_GEMMS_BULK(name, math)                       \
+  AI3_GEMMS_LOW(name, math, _bulk, false)                \
+  AI3_GEMM_BULK(name, math, 128, 32, 8, 3, _bulk, false) \
+  AI3_GEMM_BULK(name, math, 128, 256, 8, 1, _bulk, false)
+#define AI3_GEMMS(name, math)                             \
+  AI3_GEMMS_BULK(name, math)                              \
+  AI3_GEMM_BULK(name, math, 128, 128, 8, 2, _bulk, false) \
+  AI3_GEMM_BULK(name, math, 256, 64, 8, 2, _bulk, false)  \
+  AI3_GEMM_BULK(name, math, 256, 128, 8, 1, _bulk, false)
+AI3_GEMMS_BULK(tf32, kTf32)
+AI3_GEMM_BULK(tf32, kTf32, 128, 128, 8, 1, _bulk, false)
+AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _bulk, false)
+AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _bulk, false)
+AI3_GEMM_BULK(float32, kFloat32, 128, 128, 8, 1, _bulk, false)
 #else
 #define AI3_GEMMS(name, math)               \
   AI3_GEMM(name, math, 128, 64, 8, , false) \
   AI3_GEMM(name, math, 128, 128, 8, , false)
+AI3_GEMMS(tf32, kTf32)
 AI3_GEMM(float32, kFloat32, 128, 64, 8, , false)
 #endif
 AI3_GEMMS(float16, kFloat16)
 AI3_GEMMS(bfloat16, kBFloat16)
-AI3_GEMMS(tf32, kTf32)
 AI3_GEMM_PACK(float16, kFloat16)
 AI3_GEMM_PACK(tf32, kTf32)
 AI3_GEMM_PACK(float32, kFloat32)

@@ -32,8 +32,10 @@ struct GemmParams {
 
   int32_t stages, slots, ahead;  // of blocks of depth in shared memory; those that are used; those being copied
   int32_t activation, is_clamp;
-  float low, high;  // of the clamp that the activation is
-  int32_t aligned;  // 16-byte parts of outputs, residuals and biases may be accessed whole
+  float low, high;                              // of the clamp that the activation is
+  const void *prologue_scale, *prologue_shift;  // [input channels], or null
+  float prologue_low;                           // of the clamp that is the prologue's activation
+  int32_t aligned;                              // 16-byte parts of outputs, residuals and biases may be accessed whole
 };
 
 struct GemmPackParams {
@@ -43,7 +45,8 @@ struct GemmPackParams {
   int32_t columns, channels, kernel_h, kernel_w, packed_columns, blocks, one_tap, tap_blocks;
 };
 
-constexpr int kMostSplits = 8;  // shares of the depth: blocks of a cluster
+constexpr int kMostSplits = 8;      // shares of the depth: blocks of a cluster
+constexpr int kBulkBarriers = 256;  // bytes behind the blocks of depth, and behind these the prologue's of each channel
 
 }  // namespace ai3
 
@@ -66,6 +69,13 @@ template <>
 __device__ __forceinline__ uint32_t narrow_pair<BFloat16>(float a, float b) {
   uint32_t r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  return r;
+}
+
+// A NaN stays one.
+__device__ __forceinline__ float at_least(float x, float low) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(low));
   return r;
 }
 
@@ -241,7 +251,68 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, uint32_t tile, int war
   }
   wgmma_commit();
 }
+
+// The products of one block of depth to their end, with the rows through registers, which `through(a, k)` changes: of
+// them the k-th 32 bytes.
+template <Math M, int Rows, int Columns, int Warps, typename Sums, typename Through>
+__device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile, int warp, bool accumulate,
+                                                      const Through& through) {
+  using Layout = GemmLayout<Rows, Columns, Warps>;
+  const uint64_t b = matrix_descriptor(tile + Rows * 128);
+  const int row = Layout::row(warp) + threadIdx.x % 16, part = threadIdx.x % 32 / 16;
+  uint32_t raw[Layout::kRowParts][4], a[2][Layout::kRowParts][4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int i = 0; i < Layout::kRowParts; ++i) load_matrices(raw[i], swizzled(tile, row + i * 64, 2 * k + part));
+    wgmma_wait<1>();
+#pragma unroll
+    for (int i = 0; i < Layout::kRowParts; ++i) {
+      through(raw[i], k);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) a[k % 2][i][e] = raw[i][e];
+    }
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Layout::kRowParts; ++i) {
+#pragma unroll
+      for (int j = 0; j < Layout::kColumnParts; ++j) {
+        wgmma<M, Layout::kPartColumns>(sums[i][j], a[k % 2][i], b + (j * Layout::kPartColumns * 128 + k * 32) / 16,
+                                       k > 0 || accumulate);
+      }
+    }
+    wgmma_commit();
+  }
+  wgmma_wait<0>();
+}
 #endif
+
+// Scale, shift and clamp of 16 rows and 32 bytes of depth as a warp's threads give them to an instruction;
+// `affine(channel)` gives a channel's scale and shift, counted from the first of these.
+template <Math M, typename Affine>
+__device__ __forceinline__ void apply_prologue(uint32_t (&a)[4], float low, const Affine& affine) {
+  using T = typename ElementOf<M>::type;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if constexpr (sizeof(T) == 2) {
+      const float2 first = affine(half * 8 + threadIdx.x % 4 * 2), second = affine(half * 8 + threadIdx.x % 4 * 2 + 1);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        uint32_t& pair = a[half * 2 + row];
+        const float x = widen(T{static_cast<unsigned short>(pair & 0xffff)}) * first.x + first.y;
+        const float y = widen(T{static_cast<unsigned short>(pair >> 16)}) * second.x + second.y;
+        pair = narrow_pair<T>(at_least(x, low), at_least(y, low));
+      }
+    } else {
+      const float2 of = affine(half * 4 + threadIdx.x % 4);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        uint32_t& one = a[half * 2 + row];
+        one = __float_as_uint(at_least(__uint_as_float(one) * of.x + of.y, low));
+      }
+    }
+  }
+}
 
 // The end of a tile, whose sums are in the registers of its Warps warps; `computes` is false in any others.
 template <typename T, int Rows, int Columns, int Warps, typename Sums>

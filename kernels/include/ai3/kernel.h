@@ -48,6 +48,8 @@ enum {
   AI3_STRIDED_INPUT = 64,
   // A convolution that may be handed a prologue, which comes with 1x1 kernels without padding only.
   AI3_PROLOGUE = 128,
+  // With AI3_PROLOGUE: its activation may be ReLU or none.
+  AI3_PROLOGUE_RELU = 256,
 };
 
 // Sizes and strides (in elements) are in the logical order of PyTorch: N, C, H, W for images.
@@ -109,6 +111,7 @@ typedef struct ai3_args {
   void* stream;  // the device's current stream; null on the CPU
   // With has_prologue, set even while the pointers are null, each element x of the input's channel c counts as
   // prologue_activation(prologue_scale[c] * x + prologue_shift[c]).
+  // The two are of float64 if the input is, else of float32.
   const void *prologue_scale, *prologue_shift;
   int32_t has_prologue;
   ai3_activation prologue_activation;

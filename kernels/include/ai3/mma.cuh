@@ -81,9 +81,15 @@ __device__ __forceinline__ void mma(float* d, const uint32_t (&a)[4], uint32_t b
 #undef AI3_MMA
 }
 
+// To TF32, of which products read the first 19 bits alone: what they cut off would add up to a bias. NaN and infinities
+// stay.
+__device__ __forceinline__ uint32_t rounded_tf32(uint32_t a) {
+  return fabsf(__uint_as_float(a)) < __uint_as_float(0x7f800000u) ? a + 0x1000u : a;
+}
+
 // a = high + low, each to be read as TF32: to 2^-22 of a.
 __device__ __forceinline__ void split_tf32(uint32_t a, uint32_t& high, uint32_t& low) {
-  high = (a + 0x1000u) & 0xffffe000u;
+  high = rounded_tf32(a) & 0xffffe000u;
   low = __float_as_uint(__uint_as_float(a) - __uint_as_float(high)) + 0x1000u;
 }
 
@@ -126,25 +132,29 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address) {
 
 #define AI3_TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
 #define AI3_ONES "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,"
+#define AI3_NAMES_16 AI3_ONES "%10,%11,%12,%13,%14,%15"
 #define AI3_NAMES_32 AI3_ONES AI3_TEN(1) AI3_TEN(2) "%30,%31"
 #define AI3_NAMES_64 AI3_ONES AI3_TEN(1) AI3_TEN(2) AI3_TEN(3) AI3_TEN(4) AI3_TEN(5) "%60,%61,%62,%63"
 #define AI3_EIGHT(i)                                                                                          \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
+#define AI3_REGISTERS_16 AI3_EIGHT(0), AI3_EIGHT(8)
 #define AI3_REGISTERS_32 AI3_EIGHT(0), AI3_EIGHT(8), AI3_EIGHT(16), AI3_EIGHT(24)
 #define AI3_REGISTERS_64 AI3_REGISTERS_32, AI3_EIGHT(32), AI3_EIGHT(40), AI3_EIGHT(48), AI3_EIGHT(56)
 
 // d += a b for the 64 rows of a warpgroup, N columns and 32 bytes of depth; d = a b where `accumulate` is 0.
 template <Math M, int N>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
-  static_assert(N == 64 || N == 128, "has instructions for these");
+  static_assert(N == 32 || N == 64 || N == 128, "has instructions for these");
 #define AI3_WGMMA_OF(type, scales, n, names, flag, operands, ...)                                                    \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " flag ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n type " {" names \
                "}, " operands ", p, 1, 1" scales ";\n}"                                                              \
                : __VA_ARGS__                                                                                         \
                : "l"(a), "l"(b), "r"(accumulate))
 #define AI3_WGMMA_SIZES(type, scales)                                                   \
-  if constexpr (N == 64) {                                                              \
+  if constexpr (N == 32) {                                                              \
+    AI3_WGMMA_OF(type, scales, 32, AI3_NAMES_16, "%18", "%16, %17", AI3_REGISTERS_16);  \
+  } else if constexpr (N == 64) {                                                       \
     AI3_WGMMA_OF(type, scales, 64, AI3_NAMES_32, "%34", "%32, %33", AI3_REGISTERS_32);  \
   } else {                                                                              \
     AI3_WGMMA_OF(type, scales, 128, AI3_NAMES_64, "%66", "%64, %65", AI3_REGISTERS_64); \
@@ -160,20 +170,31 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b,
 #undef AI3_WGMMA_OF
 }
 
-// The same in TF32 with a in registers.
-template <int N>
-__device__ __forceinline__ void wgmma_tf32(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int accumulate) {
-  static_assert(N == 64 || N == 128, "has instructions for these");
-#define AI3_WGMMA_OF(n, names, flag, operands, ...)                                                  \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " flag ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
-               "k8.f32.tf32.tf32 {" names "}, " operands ", p, 1, 1;\n}"                             \
-               : __VA_ARGS__                                                                         \
+// The same with a in registers.
+template <Math M, int N>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+  static_assert(N == 32 || N == 64 || N == 128, "has instructions for these");
+#define AI3_WGMMA_OF(type, scales, n, names, flag, operands, ...)                                                    \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " flag ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n type " {" names \
+               "}, " operands ", p, 1, 1" scales ";\n}"                                                              \
+               : __VA_ARGS__                                                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
-  if constexpr (N == 64) {
-    AI3_WGMMA_OF(64, AI3_NAMES_32, "%37", "{%32,%33,%34,%35}, %36", AI3_REGISTERS_32);
-  } else {
-    AI3_WGMMA_OF(128, AI3_NAMES_64, "%69", "{%64,%65,%66,%67}, %68", AI3_REGISTERS_64);
+#define AI3_WGMMA_SIZES(type, scales)                                                                 \
+  if constexpr (N == 32) {                                                                            \
+    AI3_WGMMA_OF(type, scales, 32, AI3_NAMES_16, "%21", "{%16,%17,%18,%19}, %20", AI3_REGISTERS_16);  \
+  } else if constexpr (N == 64) {                                                                     \
+    AI3_WGMMA_OF(type, scales, 64, AI3_NAMES_32, "%37", "{%32,%33,%34,%35}, %36", AI3_REGISTERS_32);  \
+  } else {                                                                                            \
+    AI3_WGMMA_OF(type, scales, 128, AI3_NAMES_64, "%69", "{%64,%65,%66,%67}, %68", AI3_REGISTERS_64); \
   }
+  if constexpr (M == Math::kFloat16) {
+    AI3_WGMMA_SIZES("k16.f32.f16.f16", ", 0")
+  } else if constexpr (M == Math::kBFloat16) {
+    AI3_WGMMA_SIZES("k16.f32.bf16.bf16", ", 0")
+  } else {
+    AI3_WGMMA_SIZES("k8.f32.tf32.tf32", "")
+  }
+#undef AI3_WGMMA_SIZES
 #undef AI3_WGMMA_OF
 }
 

@@ -11,7 +11,8 @@ namespace ai3 {
 constexpr int kDepth = 16;  // channels of a block
 
 __device__ __forceinline__ void split_tf32(float x, uint32_t& high, uint32_t& low) {
-  high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
+  const bool is_finite = fabsf(x) < __uint_as_float(0x7f800000u);  // NaN stays one
+  high = (__float_as_uint(x) + (is_finite ? 0x1000u : 0)) & 0xffffe000u;
   low = __float_as_uint(x - __uint_as_float(high));  // the tensor cores ignore its last 13 bits
 }
 
