@@ -263,8 +263,9 @@ std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai
   auto entry = std::make_shared<Entry>();
   const auto alias = [](const OptionalTensor& t) { return t ? OptionalTensor(alias_of(*t)) : std::nullopt; };
   const auto aliases = [&alias](const BatchNorm* n) {
-    return n == nullptr ? std::nullopt
-                        : std::optional(BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps});
+    return n == nullptr
+               ? std::nullopt
+               : std::optional(BatchNorm{alias(n->weight), alias(n->bias), alias(n->mean), alias(n->var), n->eps});
   };
   entry->device.reset(new OfDevice{.kernel = &kernel,
                                    .args = args,

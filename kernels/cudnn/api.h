@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace ai3::cudnn {
 
@@ -32,6 +33,11 @@ struct Api {
 
   // Throws where cuDNN cannot be loaded.
   static const Api& get();
+};
+
+// CUgraphEdgeData.
+struct GraphEdge {
+  unsigned char from_port, to_port, type, reserved[5];
 };
 
 // Functions of libcuda.so.1, by the names they have in CUDA 13 (declared here, so that its header is not needed).
@@ -61,6 +67,18 @@ struct Driver {
   int (*cuEventDestroy_v2)(void* event);
   int (*cuEventRecord)(void* event, void* stream);
   int (*cuEventElapsedTime)(float* milliseconds, void* begin, void* end);
+  int (*cuModuleLoadData)(void** module, const void* image);
+  int (*cuModuleGetFunction)(void** function, void* module, const char* name);
+  int (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** params, void** extra);
+  // Null with drivers older than CUDA 12.3, which know no kernels that begin early within a graph.
+  int (*cuStreamGetCaptureInfo_v3)(void* stream, int* status, uint64_t* id, void** graph, void* const** before,
+                                   const GraphEdge** edges, size_t* count);
+  int (*cuGraphNodeGetDependentNodes_v2)(void* node, void** dependents, GraphEdge* edges, size_t* count);
+  int (*cuGraphRemoveDependencies_v2)(void* graph, void* const* from, void* const* to, const GraphEdge* edges,
+                                      size_t count);
+  int (*cuGraphAddDependencies_v2)(void* graph, void* const* from, void* const* to, const GraphEdge* edges,
+                                   size_t count);
 
   // Throws where the driver cannot be loaded.
   static const Driver& get();
@@ -73,6 +91,22 @@ void check(cudnnStatus_t status, const char* what);
 void check_cuda(int error, const char* what);
 // The status' name, with what cuDNN adds to it.
 std::string describe(cudnnStatus_t status);
+
+// Has what cuDNN puts on the stream in its scope begin only when all that was on it before has ended. The kernels that
+// cuDNN compiles at run time are launched to begin before that (programmatic dependent launch), but do not wait for
+// what they read: a ResNet-50 with sixteen of them was off by a fifth, in a CUDA graph and wherever kernels lay ready
+// one behind another (cuDNN 9.19, H100 and H200).
+class Separated {
+ public:
+  // `is_compiled`: cuDNN compiles the kernels at run time.
+  Separated(void* stream, int device, bool is_compiled);
+  // To be called when all is on the stream.
+  void end() const;
+
+ private:
+  void* graph_ = nullptr;  // the one being captured
+  std::vector<void*> before_;
+};
 
 // Makes a device current where it is not, until the end of the scope.
 class OnDevice {

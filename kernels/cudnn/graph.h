@@ -69,8 +69,9 @@ Graph make_graph(const Problem& problem, Part part, cudnnHandle_t handle);
 // One way of cuDNN's to run a graph.
 struct Candidate {
   Descriptor config;
-  std::string name;         // "eng10_k2=3": the engine and its knobs, as cuDNN's own logs have it
-  bool transforms = false;  // by Winograd or FFT
+  std::string name;          // "eng10_k2=3": the engine and its knobs, as cuDNN's own logs have it
+  bool transforms = false;   // by Winograd or FFT
+  bool is_compiled = false;  // its kernels are compiled at run time
 };
 // In the order that cuDNN recommends; those that break what the problem asks for are left out.
 std::vector<Candidate> candidates(const Problem& problem, const Graph& graph, cudnnBackendHeurMode_t mode);
@@ -80,11 +81,12 @@ struct Step {
   Descriptor plan;
   std::vector<int64_t> ids;
   int64_t workspace = 0;
+  bool is_compiled;
   std::string name;
 
   // Throw where cuDNN refuses.
   Step(const Graph& graph, const Candidate& candidate, cudnnHandle_t handle);
-  Step(const Graph& graph, const std::string& json, cudnnHandle_t handle);
+  Step(const Graph& graph, const std::string& json, bool is_compiled, cudnnHandle_t handle);
   std::string json() const;
   void run(cudnnHandle_t handle, const Pointers& pointers, void* workspace) const;
 };

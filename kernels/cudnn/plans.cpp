@@ -56,10 +56,10 @@ std::string name_of(const Descriptor& config, const Descriptor& engine) {
   return name;
 }
 
-// What a stored plan begins with; its JSON follows.
-constexpr std::pair<const char*, Part> kHeads[] = {{"ai3-cudnn-1 all\n", Part::kAll},
-                                                   {"ai3-cudnn-1 generic\n", Part::kGeneric},
-                                                   {"ai3-cudnn-1 convolution\n", Part::kConvolution}};
+// A stored plan begins with a line of these, the name of its part and, if it is, that it is compiled; its JSON follows.
+constexpr char kFormat[] = "ai3-cudnn-2 ", kCompiled[] = " compiled";
+constexpr std::pair<const char*, Part> kParts[] = {
+    {"all", Part::kAll}, {"generic", Part::kGeneric}, {"convolution", Part::kConvolution}};
 
 // The first step that cuDNN can make, without a reason; or null.
 std::shared_ptr<const Step> first_step(const Problem& p, Part part, cudnnHandle_t handle, std::string& reason) {
@@ -123,21 +123,25 @@ std::vector<Candidate> candidates(const Problem& p, const Graph& graph, cudnnBac
     if (!is_allowed(p, notes, behavior)) continue;
     const bool is_winograd = has(notes, CUDNN_NUMERICAL_NOTE_WINOGRAD), is_fft = has(notes, CUDNN_NUMERICAL_NOTE_FFT);
     std::string name = name_of(configs[i], engine) + (is_winograd ? " winograd" : is_fft ? " fft" : "");
-    found.push_back({std::move(configs[i]), std::move(name), is_winograd || is_fft});
+    found.push_back({std::move(configs[i]), std::move(name), is_winograd || is_fft,
+                     has(behavior, CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION)});
   }
   return found;
 }
 
 Step::Step(const Graph& graph, const Candidate& candidate, cudnnHandle_t handle)
-    : plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR), ids(graph.ids), name(candidate.name) {
+    : plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR),
+      ids(graph.ids),
+      is_compiled(candidate.is_compiled),
+      name(candidate.name) {
   plan.set_handle(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, handle)
       .set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, candidate.config)
       .finalize();
   plan.get(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &workspace);
 }
 
-Step::Step(const Graph& graph, const std::string& json, cudnnHandle_t handle)
-    : plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR), ids(graph.ids), name("stored") {
+Step::Step(const Graph& graph, const std::string& json, bool compiled, cudnnHandle_t handle)
+    : plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR), ids(graph.ids), is_compiled(compiled), name("stored") {
   plan.set_handle(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, handle)
       .set(CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, static_cast<int64_t>(json.size()),
            json.data())
@@ -181,7 +185,9 @@ void FusedPlan::run(const ai3_args* a) const {
   const cudnnHandle_t handle = handle_on(a->device);
   check(Api::get().SetStream(handle, static_cast<cudaStream_t>(a->stream)), "cudnnSetStream");
   const std::lock_guard lock(*mutex);
+  const Separated separated(a->stream, a->device, step->is_compiled);
   step->run(handle, pointers, a->workspace);
+  separated.end();
   if (adds_bias) add_bias(handle, a->dtype, bias, a->bias, y, a->output.data);
 }
 
@@ -240,17 +246,21 @@ FusedPlan read_plan(const Problem& p, const std::string& text) {
     return plan;
   }
   const cudnnHandle_t handle = handle_on(static_cast<int>(p.device));
-  for (const auto& [head, part] : kHeads) {
-    if (text.rfind(head, 0) != 0) continue;
-    const std::string json = text.substr(std::string(head).size());
-    return plan_of(p, part, std::make_shared<const Step>(make_graph(p, part, handle), json, handle));
+  const size_t end = text.find('\n');
+  for (const auto& [name, part] : kParts) {
+    for (const bool is_compiled : {false, true}) {
+      if (text.substr(0, end) != std::string(kFormat) + name + (is_compiled ? kCompiled : "")) continue;
+      const std::string json = text.substr(end + 1);
+      return plan_of(p, part, std::make_shared<const Step>(make_graph(p, part, handle), json, is_compiled, handle));
+    }
   }
   throw Failure("it is of another format");
 }
 
 std::string write_plan(const FusedPlan& plan) {
-  for (const auto& [head, part] : kHeads) {
-    if (part == plan.part) return head + plan.step->json();
+  for (const auto& [name, part] : kParts) {
+    if (part == plan.part)
+      return std::string(kFormat) + name + (plan.step->is_compiled ? kCompiled : "") + "\n" + plan.step->json();
   }
   return "";
 }

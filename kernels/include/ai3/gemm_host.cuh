@@ -109,14 +109,14 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
   };
   // The rows of float32 go through registers, which wide or high tiles have too few of.
   static constexpr GemmTile kTf32Bulk[] = {
-      {64, 32, 160, 6, "64x32_bulk"},     {128, 32, 288, 4, "128x32_bulk"}, {64, 64, 160, 5, "64x64_bulk"},
-      {64, 128, 160, 4, "64x128_bulk"},   {128, 64, 288, 3, "128x64_bulk"}, {128, 128, 288, 2, "128x128_bulk"},
+      {64, 32, 160, 6, "64x32_bulk"},     {128, 32, 288, 3, "128x32_bulk"}, {64, 64, 160, 5, "64x64_bulk"},
+      {64, 128, 160, 3, "64x128_bulk"},   {128, 64, 288, 2, "128x64_bulk"}, {128, 128, 288, 2, "128x128_bulk"},
       {128, 256, 288, 1, "128x256_bulk"},
   };
   static constexpr GemmTile kPrologue[] = {{64, 32, 160, 5, "64x32_prologue"},
                                            {64, 64, 160, 4, "64x64_prologue"},
                                            {64, 128, 160, 3, "64x128_prologue"},
-                                           {128, 64, 288, 3, "128x64_prologue"}};
+                                           {128, 64, 288, 2, "128x64_prologue"}};
   static constexpr GemmTile kStrictPrologue[] = {{64, 64, 160, 3, "64x64_prologue"},
                                                  {64, 128, 160, 2, "64x128_prologue"}};
   static constexpr GemmTile kStrictBulk[] = {

@@ -71,21 +71,20 @@ AI3_GEMMS_ANY(bfloat16, kBFloat16)
 AI3_GEMMS_ANY(tf32, kTf32)
 AI3_GEMMS_ANY(float32, kFloat32)
 #if AI3_WGMMA
-#define AI3_GEMMS_LOW(name, math, suffix, prologue)          \
-  AI3_GEMM_BULK(name, math, 64, 32, 4, 5, suffix, prologue)  \
-  AI3_GEMM_BULK(name, math, 64, 64, 4, 4, suffix, prologue)  \
-  AI3_GEMM_BULK(name, math, 64, 128, 4, 3, suffix, prologue) \
-  AI3_GEMM_BULK(name, math, 128, 64, 8, 3, suffix, prologue)
 #define AI3_GEMMS_BULK(name, math)                       \
-  AI3_GEMMS_LOW(name, math, _bulk, false)                \
+  AI3_GEMM_BULK(name, math, 64, 32, 4, 5, _bulk, false)  \
   AI3_GEMM_BULK(name, math, 128, 32, 8, 3, _bulk, false) \
+  AI3_GEMM_BULK(name, math, 64, 64, 4, 4, _bulk, false)  \
+  AI3_GEMM_BULK(name, math, 64, 128, 4, 3, _bulk, false) \
   AI3_GEMM_BULK(name, math, 128, 256, 8, 1, _bulk, false)
 #define AI3_GEMMS(name, math)                             \
   AI3_GEMMS_BULK(name, math)                              \
+  AI3_GEMM_BULK(name, math, 128, 64, 8, 3, _bulk, false)  \
   AI3_GEMM_BULK(name, math, 128, 128, 8, 2, _bulk, false) \
   AI3_GEMM_BULK(name, math, 256, 64, 8, 2, _bulk, false)  \
   AI3_GEMM_BULK(name, math, 256, 128, 8, 1, _bulk, false)
 AI3_GEMMS_BULK(tf32, kTf32)
+AI3_GEMM_BULK(tf32, kTf32, 128, 64, 8, 2, _bulk, false)
 AI3_GEMM_BULK(tf32, kTf32, 128, 128, 8, 1, _bulk, false)
 AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _bulk, false)
 AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _bulk, false)

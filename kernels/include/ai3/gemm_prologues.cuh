@@ -8,9 +8,14 @@
 
 namespace ai3 {
 
-AI3_GEMMS_LOW(float16, kFloat16, _prologue, true)
-AI3_GEMMS_LOW(bfloat16, kBFloat16, _prologue, true)
-AI3_GEMMS_LOW(tf32, kTf32, _prologue, true)
+#define AI3_GEMMS_PROLOGUE(name, math)                      \
+  AI3_GEMM_BULK(name, math, 64, 32, 4, 4, _prologue, true)  \
+  AI3_GEMM_BULK(name, math, 64, 64, 4, 4, _prologue, true)  \
+  AI3_GEMM_BULK(name, math, 64, 128, 4, 3, _prologue, true) \
+  AI3_GEMM_BULK(name, math, 128, 64, 8, 2, _prologue, true)
+AI3_GEMMS_PROLOGUE(float16, kFloat16)
+AI3_GEMMS_PROLOGUE(bfloat16, kBFloat16)
+AI3_GEMMS_PROLOGUE(tf32, kTf32)
 AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _prologue, true)
 AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _prologue, true)
 

@@ -258,32 +258,29 @@ template <Math M, int Rows, int Columns, int Warps, typename Sums, typename Thro
 __device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile, int warp, bool accumulate,
                                                       const Through& through) {
   using Layout = GemmLayout<Rows, Columns, Warps>;
+  static_assert(Layout::kRowParts == 1, "more take too many registers");
   const uint64_t b = matrix_descriptor(tile + Rows * 128);
   const int row = Layout::row(warp) + threadIdx.x % 16, part = threadIdx.x % 32 / 16;
-  uint32_t raw[Layout::kRowParts][4], a[2][Layout::kRowParts][4];
+  constexpr int kAtOnce = Layout::kColumnParts > 1 ? 2 : 4;  // beside so many sums there are registers for no more
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
+  for (int first = 0; first < 4; first += kAtOnce) {
+    uint32_t a[kAtOnce][4];
 #pragma unroll
-    for (int i = 0; i < Layout::kRowParts; ++i) load_matrices(raw[i], swizzled(tile, row + i * 64, 2 * k + part));
-    wgmma_wait<1>();
+    for (int k = 0; k < kAtOnce; ++k) load_matrices(a[k], swizzled(tile, row, 2 * (first + k) + part));
 #pragma unroll
-    for (int i = 0; i < Layout::kRowParts; ++i) {
-      through(raw[i], k);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) a[k % 2][i][e] = raw[i][e];
-    }
+    for (int k = 0; k < kAtOnce; ++k) through(a[k], first + k);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < Layout::kRowParts; ++i) {
+    for (int k = 0; k < kAtOnce; ++k) {
 #pragma unroll
       for (int j = 0; j < Layout::kColumnParts; ++j) {
-        wgmma<M, Layout::kPartColumns>(sums[i][j], a[k % 2][i], b + (j * Layout::kPartColumns * 128 + k * 32) / 16,
-                                       k > 0 || accumulate);
+        wgmma<M, Layout::kPartColumns>(sums[0][j], a[k], b + (j * Layout::kPartColumns * 128 + (first + k) * 32) / 16,
+                                       first + k > 0 || accumulate);
       }
     }
     wgmma_commit();
+    wgmma_wait<0>();
   }
-  wgmma_wait<0>();
 }
 #endif
 
