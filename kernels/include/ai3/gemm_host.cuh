@@ -173,14 +173,20 @@ struct GemmRates {
   double exchange, gather;  // to exchange sums at all, and those of an area
   double end, store;        // of a tile's area: its last step, and its share of what all write
   double power;             // how sharply the longest of what goes on at once decides
+  double least;             // of a block of depth, however few its products
 };
 
-// Fitted to all tiles and splits of the layers of ResNet-50 and VGG16 at batch 10.
+// Fitted to all tiles and splits of layers at batch 10: of ResNet-50 and VGG16; with a prologue of DenseNet; in TF32 of
+// ResNet-50 and SqueezeNet.
 inline const GemmRates& gemm_rates(const ai3_args* a) {
-  static constexpr GemmRates kHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461, 1428, 2835, 621.8, 10.33, 1.882};
-  static constexpr GemmRates kTf32{2118, 1100, 14320, 758.6, 229.6, 1.419, 1.776, 1841, 350.7, 2233, 12.21, 2.637};
-  static constexpr GemmRates kStrict{1447, 2418, 30900, 1323, 686.1, 1.16, 1.328, 1367, 74.99, 684.8, 25.6, 2.0};
-  if (a->dtype != AI3_FLOAT32) return kHalf;
+  static constexpr GemmRates kHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461,
+                                   1428, 2835,  621.8, 10.33, 1.882, 218.2};
+  static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07, 0.9143,
+                                           1671, 1715,  1357,  16.14, 1.5,   263.8};
+  static constexpr GemmRates kTf32{1626, 841.7, 20570, 401.1, 307.2, 1.228, 1.324,
+                                   2169, 152.1, 3008,  21.28, 1.668, 200};
+  static constexpr GemmRates kStrict{1447, 2418, 30900, 1323, 686.1, 1.16, 1.328, 1367, 74.99, 684.8, 25.6, 2.0, 0};
+  if (a->dtype != AI3_FLOAT32) return a->has_prologue ? kHalfPrologue : kHalf;
   return a->allow_tf32 ? kTf32 : kStrict;
 }
 
@@ -198,7 +204,10 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   // Where the accelerator does not bring the blocks, the threads that multiply do.
   const double block = area * r.block * (t.columns <= 64 ? r.narrow : 1) * (t.columns == 32 ? r.narrow : 1) *
                        (t.rows == 64 ? r.low : 1) * (bulk ? 1 : 4);
-  const double alone = r.begin + depth * std::max(block, r.latency / std::min(c.slots, 14)) + area * r.end;
+  // Halves without a prologue were fitted without it, but for tiles that are as narrow.
+  const bool plain_halves = s.args->dtype != AI3_FLOAT32 && !s.args->has_prologue;
+  const double least = plain_halves && t.columns > 32 ? 0 : r.least;
+  const double alone = r.begin + depth * std::max({block, r.latency / std::min(c.slots, 14), least}) + area * r.end;
   // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
   const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
   const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;

@@ -268,7 +268,11 @@ __device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile,
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) load_matrices(a[k], swizzled(tile, row, 2 * (first + k) + part));
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) through(a[k], first + k);
+    for (int k = 0; k < kAtOnce; ++k) {
+      through(a[k], first + k);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[k][e])::"memory");  // they are there before the fence
+    }
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
