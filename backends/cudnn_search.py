@@ -28,6 +28,7 @@ from . import cache
 log = logging.getLogger(__name__)
 
 MOST_PLANS = 40
+_FORMAT = 2  # of the plans' texts, which kernels/cudnn/plans.cpp writes
 _SECONDS_IDLE = 30.0
 _MOST_LEFT_OUT = 8
 # Largest difference of a plan's result from direct's, of the largest: sums of positive numbers, which cancel nothing.
@@ -65,7 +66,7 @@ def _path(call: Call, settings: list[int]) -> Path:
     """The same for all devices of a kind: processes that have one each run the same plan."""
     device, *numerics = settings
     machine = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
-    digest = hashlib.sha256(json.dumps([call, *machine, numerics]).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps([_FORMAT, call, *machine, numerics]).encode()).hexdigest()[:32]
     return folder() / f"{digest}.json"
 
 

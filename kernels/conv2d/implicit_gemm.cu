@@ -3,6 +3,7 @@
 #ifdef __CUDACC__
 
 #include <ai3/gemm_few.cuh>
+#include <ai3/gemm_kernels.cuh>
 #include <ai3/gemm_prologues.cuh>
 
 #else

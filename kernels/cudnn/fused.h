@@ -10,7 +10,7 @@ namespace ai3::cudnn {
 
 // A stored plan that begins so leaves residual and activation to the core library: the text of the problem without them
 // follows in a line, and then its plan.
-constexpr const char* kApart = "ai3-cudnn-1 apart\n";
+constexpr const char* kApart = "ai3-cudnn-2 apart\n";
 
 // Names a problem between processes: cuDNN's version, the GPU, and all that the plan depends on.
 std::string text_of(const Problem& problem);

@@ -355,7 +355,7 @@ class All(nn.Module):
     [
         ("eager", torch.no_grad, (3, 1, 2, 0)),
         ("eager", torch.inference_mode, (3, 1, 2, 0)),
-        ("inductor", torch.inference_mode, (3, 1, 2)),  # it compiles for a minute when a batch is none or one
+        ("inductor", torch.inference_mode, (3, 2)),  # for none or one it compiles again, as Growing's test has it
     ],
 )
 def test_any_batch_in_one_graph(rest, mode, batches):

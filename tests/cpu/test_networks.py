@@ -102,16 +102,16 @@ def check(found: torch.Tensor, expected: torch.Tensor, rows: Iterable[Row], ran:
     assert ran == labels != set()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_by_default(name):
-    net = network(name)
-    check(net.found, net.expected, net.report, net.ran)
-
-
-@pytest.mark.parametrize("algorithm", harness.algorithms("conv2d"), ids=lambda a: a.qualified)
+# The default beside them, so that each network is compiled once.
+@pytest.mark.parametrize(
+    "algorithm", [None, *harness.algorithms("conv2d")], ids=lambda a: "default" if a is None else a.qualified
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_convolution_algorithm(name, algorithm):
     net = network(name)
+    if algorithm is None:
+        check(net.found, net.expected, net.report, net.ran)
+        return
     report, graph = GraphReport(), copy.deepcopy(net.graph)
     policy = ai3_compile.check_options({"conv2d": f"{algorithm.qualified}|default", "rest": "eager"})
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import itertools
 
 import pytest
@@ -176,6 +177,73 @@ def test_kernels_of_a_graph_do_not_overlap(algorithm, dtype):
             assert ((found.double() - expected).abs().max() / expected.abs().max()).item() < 5e-3
 
 
+@pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "float16"])
+@pytest.mark.parametrize("algorithm", ["auto@cudnn", "guess@cudnn", "auto"])
+def test_kernels_wait_wherever_they_lie_ready(algorithm, tf32):
+    """Behind a kernel that takes longer than the CPU takes to launch all others."""
+    dtype = torch.float32 if tf32 else torch.float16
+    model = Blocks().cuda().to(dtype).eval().to(memory_format=torch.channels_last)
+    with gpu.precision(tf32=True), torch.no_grad():
+        run = torch.compile(model, backend="ai3", options={"rest": "eager", "conv2d": f"{algorithm}|torch"})
+        for _ in range(5):
+            x = torch.randn(10, 3, 224, 224, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
+            run(x)
+            torch.cuda.synchronize()
+            torch.cuda._sleep(100_000_000)
+            found = run(x)
+            expected = copy.deepcopy(model).double()(x.double())
+            assert ((found.double() - expected).abs().max() / expected.abs().max()).item() < 5e-3
+
+
+class Edge(ctypes.Structure):
+    """CUgraphEdgeData."""
+
+    _fields_ = [(name, ctypes.c_ubyte) for name in ("from_port", "to_port", "type")] + [("rest", ctypes.c_ubyte * 5)]
+
+
+class KernelNode(ctypes.Structure):
+    """CUDA_KERNEL_NODE_PARAMS."""
+
+    _fields_ = [
+        ("function", ctypes.c_void_p),
+        ("sizes", ctypes.c_uint * 7),
+        *((name, ctypes.c_void_p) for name in ("params", "extra", "kernel", "context")),
+    ]
+
+
+def early_kernels(graph: int) -> list[str]:
+    """The names of the kernels of a CUDA graph that may begin before what they follow has ended."""
+    cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t(0)
+    assert cuda.cuGraphGetEdges_v2(ctypes.c_void_p(graph), None, None, None, ctypes.byref(count)) == 0
+    befores, nodes = ((ctypes.c_void_p * count.value)() for _ in range(2))
+    edges, found = (Edge * count.value)(), []
+    assert cuda.cuGraphGetEdges_v2(ctypes.c_void_p(graph), befores, nodes, edges, ctypes.byref(count)) == 0
+    for node, edge in zip(nodes, edges):
+        if edge.type != 1:  # CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+            continue
+        params, name = KernelNode(), ctypes.c_char_p()
+        assert cuda.cuGraphKernelNodeGetParams_v2(ctypes.c_void_p(node), ctypes.byref(params)) == 0
+        of = (cuda.cuFuncGetName, params.function) if params.function else (cuda.cuKernelGetName, params.kernel)
+        assert of[0](ctypes.byref(name), ctypes.c_void_p(of[1])) == 0
+        found.append((name.value or b"").decode())
+    return found
+
+
+@pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "float16"])
+@pytest.mark.parametrize("algorithm", ["auto@cudnn", "guess@cudnn"])
+def test_no_kernel_of_cudnns_begins_early_in_a_graph(algorithm, tf32):
+    dtype = torch.float32 if tf32 else torch.float16
+    model = Blocks().cuda().to(dtype).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(10, 3, 224, 224, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
+    with gpu.precision(tf32=True), torch.no_grad():
+        run = torch.compile(model, backend="ai3", options={"rest": "eager", "conv2d": f"{algorithm}|torch"})
+        run(x)
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph):
+            run(x)
+    assert early_kernels(graph.raw_cuda_graph()) == []
+
+
 class Dense(nn.Module):
     """Layers as in DenseNet: each reads what all before it gave, through a batch norm and a ReLU."""
 
@@ -199,15 +267,14 @@ class Dense(nn.Module):
         return self.head(self.last(torch.cat(found, 1)).relu()).mean((2, 3))
 
 
-@pytest.mark.parametrize("way", ["eager", "reduce-overhead"])
+# A dozen layers behind one another, each rounding what it gives.
 @pytest.mark.parametrize(
-    ("algorithm", "dtype", "tf32", "limit"),
+    ("algorithm", "dtype", "tf32", "limit", "way"),
     [
-        ("implicit gemm@cuda", torch.float32, False, LIMIT),
-        # A dozen layers behind one another, each rounding what it gives.
-        ("implicit gemm@cuda", torch.float32, True, 4e-3),
-        ("implicit gemm@cuda", torch.float16, False, 1e-2),
-        ("auto", torch.float16, False, 1e-2),
+        *(("implicit gemm@cuda", torch.float32, False, LIMIT, way) for way in ("eager", "reduce-overhead")),
+        *(("implicit gemm@cuda", torch.float32, True, 4e-3, way) for way in ("eager", "reduce-overhead")),
+        *(("implicit gemm@cuda", torch.float16, False, 1e-2, way) for way in ("eager", "reduce-overhead")),
+        ("auto", torch.float16, False, 1e-2, "reduce-overhead"),  # once: it measures fourteen layers
     ],
 )
 def test_batch_norms_ahead_of_convolutions_and_concatenations_that_grow(algorithm, dtype, tf32, limit, way):
