@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -276,3 +279,30 @@ def test_none_where_gradients_are_wanted():
     compiled(model, rest="eager", conv2d="gemm")(x).sum().backward()
     assert model.norm.weight.grad is not None
     assert not any(row.prologue for row in ai3_compile.last_report())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "made"),
+    [(torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_scale_and_shift_of_a_gpus_prologue(dtype, made):
+    """As PyTorch computes them for kernels on GPUs, with and without weight and bias."""
+    norm = norm_of(7, dtype)
+    for weight, bias in itertools.product((norm[0], None), (norm[1], None)):
+        both = core._scale_and_shift(weight, bias, *norm[2:], 1e-3)
+        assert both.dtype == made and both.shape == (2, 7)
+        x = torch.randn(5, 7, dtype=torch.float64)
+        given = [None if t is None else t.double() for t in (*norm[2:], weight, bias)]
+        expected = F.batch_norm(x, *given, eps=1e-3)
+        found = x * both[0].double() + both[1].double()
+        assert references.relative_error(found, expected) < BOUNDS[made]
+
+
+def test_an_algorithm_may_apply_relu_alone(monkeypatch):
+    algorithm = next(a for a in harness.algorithms("conv2d") if a.name == "gemm")
+    platform = ai3_compile.registry.platforms()[algorithm.platform]
+    assert platform.applies_prologues(algorithm, NUMBERS["hardswish"])
+    limited = types.SimpleNamespace(flags=harness.abi.PROLOGUE | harness.abi.PROLOGUE_RELU)
+    monkeypatch.setattr(platform, "table", lambda algorithm: limited)
+    applied = {name for name, number in NUMBERS.items() if platform.applies_prologues(algorithm, number)}
+    assert applied == {"identity", "relu"}

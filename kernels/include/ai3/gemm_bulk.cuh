@@ -1,7 +1,7 @@
 // The tile of gemm_tile.cuh with its blocks of depth brought by the tensor memory accelerator (sm_90a).
 #pragma once
 
-#include <ai3/gemm_tile.cuh>
+#include <ai3/gemm_through.cuh>
 
 #if AI3_WGMMA
 

@@ -1,7 +1,7 @@
 // The tile of gemm_tile.cuh with its blocks of depth copied by its own threads: any GPU, any input.
 #pragma once
 
-#include <ai3/gemm_tile.cuh>
+#include <ai3/gemm_through.cuh>
 
 namespace ai3 {
 

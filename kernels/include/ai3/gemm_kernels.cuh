@@ -1,4 +1,4 @@
-// The kernels of a matrix product or a convolution, by type and tile; gemm_host.cuh chooses among them.
+// The kernels of a matrix product or a convolution, by type and tile; gemm_choice.cuh chooses among them.
 #pragma once
 
 #include <ai3/gemm_tile.cuh>

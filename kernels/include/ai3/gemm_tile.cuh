@@ -72,13 +72,6 @@ __device__ __forceinline__ uint32_t narrow_pair<BFloat16>(float a, float b) {
   return r;
 }
 
-// A NaN stays one.
-__device__ __forceinline__ float at_least(float x, float low) {
-  float r;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(low));
-  return r;
-}
-
 // 16 bytes of elements.
 template <typename T>
 struct Part {
@@ -252,68 +245,7 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, uint32_t tile, int war
   wgmma_commit();
 }
 
-// The products of one block of depth to their end, with the rows through registers, which `through(a, k)` changes: of
-// them the k-th 32 bytes.
-template <Math M, int Rows, int Columns, int Warps, typename Sums, typename Through>
-__device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile, int warp, bool accumulate,
-                                                      const Through& through) {
-  using Layout = GemmLayout<Rows, Columns, Warps>;
-  static_assert(Layout::kRowParts == 1, "more take too many registers");
-  const uint64_t b = matrix_descriptor(tile + Rows * 128);
-  const int row = Layout::row(warp) + threadIdx.x % 16, part = threadIdx.x % 32 / 16;
-  constexpr int kAtOnce = Layout::kColumnParts > 1 ? 2 : 4;  // beside so many sums there are registers for no more
-#pragma unroll
-  for (int first = 0; first < 4; first += kAtOnce) {
-    uint32_t a[kAtOnce][4];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) load_matrices(a[k], swizzled(tile, row, 2 * (first + k) + part));
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      through(a[k], first + k);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[k][e])::"memory");  // they are there before the fence
-    }
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-      for (int j = 0; j < Layout::kColumnParts; ++j) {
-        wgmma<M, Layout::kPartColumns>(sums[0][j], a[k], b + (j * Layout::kPartColumns * 128 + (first + k) * 32) / 16,
-                                       first + k > 0 || accumulate);
-      }
-    }
-    wgmma_commit();
-    wgmma_wait<0>();
-  }
-}
 #endif
-
-// Scale, shift and clamp of 16 rows and 32 bytes of depth as a warp's threads give them to an instruction;
-// `affine(channel)` gives a channel's scale and shift, counted from the first of these.
-template <Math M, typename Affine>
-__device__ __forceinline__ void apply_prologue(uint32_t (&a)[4], float low, const Affine& affine) {
-  using T = typename ElementOf<M>::type;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if constexpr (sizeof(T) == 2) {
-      const float2 first = affine(half * 8 + threadIdx.x % 4 * 2), second = affine(half * 8 + threadIdx.x % 4 * 2 + 1);
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        uint32_t& pair = a[half * 2 + row];
-        const float x = widen(T{static_cast<unsigned short>(pair & 0xffff)}) * first.x + first.y;
-        const float y = widen(T{static_cast<unsigned short>(pair >> 16)}) * second.x + second.y;
-        pair = narrow_pair<T>(at_least(x, low), at_least(y, low));
-      }
-    } else {
-      const float2 of = affine(half * 4 + threadIdx.x % 4);
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        uint32_t& one = a[half * 2 + row];
-        one = __float_as_uint(at_least(__uint_as_float(one) * of.x + of.y, low));
-      }
-    }
-  }
-}
 
 // The end of a tile, whose sums are in the registers of its Warps warps; `computes` is false in any others.
 template <typename T, int Rows, int Columns, int Warps, typename Sums>
