@@ -100,13 +100,13 @@ def _is_concatenated(node: Node) -> bool:
     return bool(users) and all(u.target is aten.cat.default and (*u.args, 0)[1] in (1, -3) for u in users)
 
 
-def _activation_ahead(node: Node, spec: OpSpec) -> int | None:
+def _activation_ahead(node: Node, spec: OpSpec, context: Context) -> int | None:
     """Of the activation between a convolution and the batch norm ahead of it, where an algorithm can apply both as it
     reads them; None without such a norm, and where that becomes part of a convolution ahead of it."""
     if spec.kernel_size != (1, 1) or any(spec.padding):
         return None
     found = prologue_of(node)
-    if found is None:
+    if found is None or (found.activation == "relu" and not context.policy.is_default("relu")):
         return None
     image = found.norm.args[0]
     assert isinstance(image, Node)
@@ -115,14 +115,14 @@ def _activation_ahead(node: Node, spec: OpSpec) -> int | None:
     return NUMBERS[found.activation]
 
 
-def _with_passes(measured: Mapping[str, float], spec: OpSpec, node: Node) -> Mapping[str, float]:
+def _with_passes(measured: Mapping[str, float], spec: OpSpec, node: Node, context: Context) -> Mapping[str, float]:
     """With the time of what algorithms leave to others: a copy into the concatenation that reads the result, and the
     batch norm ahead of them."""
 
     def seconds(shape: tuple[int, ...]) -> float:
         return _SECONDS_A_COPY + 2 * math.prod(shape) * spec.dtype.itemsize / _BYTES_A_SECOND
 
-    copied, ahead, times = _is_concatenated(node), _activation_ahead(node, spec), dict(measured)
+    copied, ahead, times = _is_concatenated(node), _activation_ahead(node, spec, context), dict(measured)
     for a in registry.known():
         if a.operation != spec.operation or a.qualified not in times:
             continue
@@ -142,7 +142,7 @@ def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
     if "auto" in text.split("|"):
         measured = tuning.times(spec, in_graph=True, activates=_is_activated(spec.operation, node))
         if spec.operation == "conv2d" and spec.device == "cuda" and context.is_inference and context.policy.fuse:
-            measured = _with_passes(measured, spec, node)
+            measured = _with_passes(measured, spec, node, context)
     return choose(
         spec,
         text,

@@ -134,11 +134,15 @@ def test_what_an_algorithm_leaves_to_others_counts(monkeypatch):
 
     def decide(context, index, spec, node):
         if spec.operation == "conv2d":
-            seen[spec.name] = {name for name, s in select._with_passes(measured, spec, node).items() if s > 2e-6}
+            seen[spec.name] = {
+                name for name, s in select._with_passes(measured, spec, node, context).items() if s > 2e-6
+            }
         return original(context, index, spec, node)
 
     original = select.decide
     monkeypatch.setattr(select, "decide", decide)
+    capture(LeftToOthers().eval(), torch.randn(2, 4, 6, 6), relu="torch")
+    assert seen["behind"] == set()  # the ReLU stays the operation that was asked for
     capture(LeftToOthers().eval(), torch.randn(2, 4, 6, 6))
     assert seen.pop("behind") == {"direct@cpp", "torch"}
     assert seen.pop("joined") == seen.pop("also") == {"torch"}
