@@ -9,6 +9,8 @@ import pytest
 
 # Tests run side by side already: Inductor's processes for compiling, as many as cores for each of them, only wait.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Threads that spin while they wait take the time of the tests beside: the kernels' took four times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # It takes the CPU's word for what that can, where it would compile programs to try in every new cache.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
