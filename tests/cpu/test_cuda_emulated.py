@@ -220,7 +220,7 @@ def test_another_activation_ahead_is_refused(algorithm, emulated):
     assert "ReLU" in (emulated[algorithm].supports(args) or "")
 
 
-@pytest.mark.parametrize("name", ALLOWING_TF32, ids=str)
+@pytest.mark.parametrize("name", sorted(ALLOWING_TF32), ids="-".join)
 def test_tf32_errs_to_either_side(name, emulated):
     """Of positive factors the products would all be too small if what they do not read were cut off: by 2^-12 each."""
     algorithm = registry.find(name[0], f"{name[1]}@cuda")
