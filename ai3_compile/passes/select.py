@@ -127,9 +127,10 @@ def _with_passes(measured: Mapping[str, float], spec: OpSpec, node: Node, contex
         if a.operation != spec.operation or a.qualified not in times:
             continue
         platform = registry.platforms()[a.platform]
-        if copied and not platform.writes_slices(a):
+        takes_norm = ahead is not None and platform.applies_prologues(a, ahead)
+        if copied and (takes_norm or not platform.writes_slices(a)):  # what reads through a norm writes no slices
             times[a.qualified] += seconds(spec.output_shape)
-        if ahead is not None and not platform.applies_prologues(a, ahead):
+        if ahead is not None and not takes_norm:
             times[a.qualified] += seconds(spec.input_shape)
     return times
 

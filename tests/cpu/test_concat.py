@@ -296,6 +296,23 @@ GROWING = {
 }
 
 
+class GrowingByCopies(nn.Module):
+    """PyTorch computes all that is concatenated, so that nothing writes it in place."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stems = nn.ModuleList(nn.Conv2d(3, 4, 3, padding=1) for _ in range(2))
+        self.reduce = nn.ModuleList(nn.Conv2d(8 + 4 * layer, 6, 1) for layer in range(layers))
+        self.grow = nn.ModuleList(nn.Conv2d(6, 4, 3, padding=1) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = [stem(x).cos() for stem in self.stems]
+        for reduce, grow in zip(self.reduce, self.grow):
+            found.append(grow(reduce(torch.cat(found, 1))).cos())
+        return F.max_pool2d(torch.cat(found, 1), 2)
+
+
 def image(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, 12, 12, generator=torch.Generator().manual_seed(batch))
 
@@ -311,6 +328,13 @@ def test_what_grows_is_one_image(make):
     seen = capture(make().eval(), image(), conv2d="gemm")["concat"]
     found = (count(seen, "_into"), count(seen, "aten.slice") - count(seen, "copy_"), count(seen, "aten.cat"))
     assert found == GROWING[make]
+
+
+@pytest.mark.parametrize(("layers", "copies", "stay"), [(1, 0, 2), (4, 6, 0)])
+def test_what_grows_is_copied_once_where_that_is_half_of_what_would_be_joined(layers, copies, stay):
+    """12 channels of 8 + 12, and 24 of 8 + 12 + 16 + 20 + 24."""
+    seen = capture(GrowingByCopies(layers).eval(), image(), conv2d="gemm")["concat"]
+    assert (count(seen, "_into"), count(seen, "copy_"), count(seen, "aten.cat")) == (0, copies, stay)
 
 
 @pytest.mark.parametrize("make", [Growing, GrowingNested])

@@ -120,12 +120,14 @@ class LeftToOthers(nn.Module):
         self.norm, self.folded = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.first, self.behind, self.after, self.window = (nn.Conv2d(4, 4, size) for size in (1, 1, 1, 3))
         self.joined, self.also = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.last, self.both = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        both = torch.cat([self.both(self.last(x.cos()).relu()), x], 1)
         behind = self.behind(self.norm(x.sin()).relu())
         after = self.after(self.folded(self.first(x)).relu())
         joined, also = self.joined(x), self.also(x)
-        return behind + after, self.window(x), torch.cat([joined, also, x], 1), torch.cat([x, joined, joined], 1)
+        return behind + after, self.window(x), torch.cat([joined, also, x], 1), torch.cat([x, joined, joined], 1), both
 
 
 def test_what_an_algorithm_leaves_to_others_counts(monkeypatch):
@@ -145,6 +147,7 @@ def test_what_an_algorithm_leaves_to_others_counts(monkeypatch):
     assert seen["behind"] == set()  # the ReLU stays the operation that was asked for
     capture(LeftToOthers().eval(), torch.randn(2, 4, 6, 6))
     assert seen.pop("behind") == {"direct@cpp", "torch"}
+    assert seen.pop("both") == {"gemm@cpp", "direct@cpp", "torch"}
     assert seen.pop("joined") == seen.pop("also") == {"torch"}
     assert seen == {"first": set(), "after": set(), "window": set()}
 

@@ -86,10 +86,7 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
         const float2* of = affine + block * kBlock + k * (kBlock / 4);
         apply_prologue<M>(a, p.prologue_low, [of](int channel) { return of[channel]; });
       }
-      if constexpr (M == Math::kTf32) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) a[e] = rounded_tf32(a[e]);
-      }
+      round_rows<M>(a);
     };
     // Each warp tells that it has read a block of depth: they need not be at the same one.
     const auto release = [&](int slot) {

@@ -81,7 +81,7 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
       {64, 128, 160, 4, "64x128_bulk"}, {128, 64, 288, 3, "128x64_bulk"},   {128, 128, 288, 2, "128x128_bulk"},
       {256, 64, 288, 2, "256x64_bulk"}, {256, 128, 288, 1, "256x128_bulk"}, {128, 256, 288, 1, "128x256_bulk"},
   };
-  // The rows of float32 go through registers, which wide or high tiles have too few of.
+  // The rows of float32 go through registers, of which tiles of 256 rows have too few.
   static constexpr GemmTile kTf32Bulk[] = {
       {64, 32, 160, 6, "64x32_bulk"},     {128, 32, 288, 3, "128x32_bulk"}, {64, 64, 160, 5, "64x64_bulk"},
       {64, 128, 160, 3, "64x128_bulk"},   {128, 64, 288, 2, "128x64_bulk"}, {128, 128, 288, 2, "128x128_bulk"},

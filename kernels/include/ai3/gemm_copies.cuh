@@ -149,10 +149,7 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
                            __ldg(static_cast<const float*>(p.prologue_shift) + at));
       });
     }
-    if constexpr (M == Math::kTf32) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) a[e] = rounded_tf32(a[e]);
-    }
+    round_rows<M>(a);
   };
   // The products of one block of depth.
   const auto multiply = [&](int stage, int block) {

@@ -40,6 +40,15 @@ __device__ __forceinline__ void apply_prologue(uint32_t (&a)[4], float low, cons
   }
 }
 
+// To TF32 where the products are, which read no more.
+template <Math M>
+__device__ __forceinline__ void round_rows(uint32_t (&a)[4]) {
+  if constexpr (M == Math::kTf32) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) a[e] = rounded_tf32(a[e]);
+  }
+}
+
 #if AI3_WGMMA
 // The products of one block of depth to their end, with the rows through registers, which `through(a, k)` changes: of
 // them the k-th 32 bytes.
