@@ -18,7 +18,7 @@ from . import core, registry, tuning
 from .ops import OPERATIONS
 from .ops.base import Attributes, allows_tf32, hint, image
 from .registry import Algorithm
-from .selection import Decision, OpSpec
+from .selection import Decision, OpSpec, Use
 from .selection import select as decide
 
 # Enough for the layers of a large network at many batch sizes.
@@ -130,10 +130,10 @@ def decide_for(spec: OpSpec, selector: str, strict: bool = False) -> Decision:
         registry.system(),
         default=registry.default_of(spec.operation, spec.device),
         strict=strict,
-        measured=tuning.times(spec, in_graph=False) if "auto" in selector.split("|") else None,
+        measured=tuning.times(spec, Use(in_graph=False)) if "auto" in selector.split("|") else None,
     )
     assert isinstance(decision.chosen, Algorithm)
-    registry.platforms()[decision.chosen.platform].search([decision.chosen], spec, in_graph=False)
+    registry.platforms()[decision.chosen.platform].search([decision.chosen], spec, Use(in_graph=False))
     return decision
 
 

@@ -13,9 +13,11 @@ import torch
 log = logging.getLogger(__name__)
 
 _WARM_UP = 3
-# Seconds that the runs of one graph should take: events tell about a microsecond.
-_LONG_ENOUGH = 5e-4
-_MAX_RUNS = 50
+# Seconds that the runs of one graph should take, and how many at most: events tell about a microsecond, and a graph
+# takes some to start.
+_LONG_ENOUGH, _MAX_RUNS = 3e-3, 50
+# A call that takes less when it is timed alone may well be timed for the CPU's share of it.
+_MAYBE_WAITING = 3e-4
 # A call this many times slower than the best so far is not measured further.
 _HOPELESS = 8.0
 
@@ -36,7 +38,7 @@ def seconds(calls: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str
             except RuntimeError as error:  # an algorithm's own failure, or too little memory
                 log.warning("%s is left out of what is measured: it failed: %s", name, error)
                 continue
-            count = max(1, min(_MAX_RUNS, math.ceil(_LONG_ENOUGH / max(once, 1e-6))))
+            count = _MAX_RUNS if once < _MAYBE_WAITING else min(_MAX_RUNS, math.ceil(_LONG_ENOUGH / once))
             runs[name] = _captured(call, count, stream)
             taken[name] = [_timed(*runs[name])]
         best = min((min(found) for found in taken.values()), default=math.inf)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,9 +23,9 @@ from filelock import FileLock, Timeout
 from . import core, gpu_timing, registry
 from .backends import builder, cache, gpu
 from .ops import OPERATIONS
-from .ops.activations import NUMBERS
+from .ops.activations import apply
 from .registry import Algorithm
-from .selection import OpSpec
+from .selection import OpSpec, Use
 from .version import __version__
 
 log = logging.getLogger(__name__)
@@ -38,17 +38,10 @@ _known: dict[str, Mapping[str, float]] = {}
 _lock = threading.Lock()
 
 
-class _How(NamedTuple):
-    in_graph: bool
-    activates: bool
-
-
-def times(spec: OpSpec, *, in_graph: bool, activates: bool = False) -> Mapping[str, float]:
+def times(spec: OpSpec, use: Use) -> Mapping[str, float]:
     """Seconds by algorithm, `torch` among them, of those that `auto` may choose: from the store, or measured now.
 
-    Images are measured in the layout that each algorithm prefers where a graph keeps them so (`in_graph`), else as
-    contiguous ones. On a GPU it is with an activation where one follows (`activates`), which torch runs as a kernel of
-    its own.
+    On a GPU it is measured with what its use makes part of it, which torch runs as kernels of their own.
     """
     candidates = [
         a
@@ -59,11 +52,12 @@ def times(spec: OpSpec, *, in_graph: bool, activates: bool = False) -> Mapping[s
         and a.supports(spec) is None
         and a.only_by_name is None
     ]
-    how = _How(in_graph, activates and spec.device == "cuda")
-    key = _key(spec, candidates, how)
+    if spec.device != "cuda":
+        use = Use(use.in_graph)
+    key = _key(spec, candidates, use)
     with _lock:
         if key not in _known:
-            _known[key] = _measured_once(key, spec, candidates, how)
+            _known[key] = _measured_once(key, spec, candidates, use)
     return _known[key]
 
 
@@ -71,20 +65,20 @@ def folder() -> Path:
     return builder.cache_dir() / "tuning"
 
 
-def _key(spec: OpSpec, candidates: list[Algorithm], how: _How) -> str:
-    shapes = (spec.operation, spec.input_shape, spec.output_shape, spec.dtype, spec.device, spec.attributes, how)
+def _key(spec: OpSpec, candidates: list[Algorithm], use: Use) -> str:
+    shapes = (spec.operation, spec.input_shape, spec.output_shape, spec.dtype, spec.device, spec.attributes, use)
     own = gpu.identity() if spec.device == "cuda" else (builder.cpu_isa(), torch.get_num_threads())
     machine = (own, torch.__version__, __version__)
     algorithms = [(a.qualified, registry.content_digest(a)) for a in candidates]
     return hashlib.sha256(repr((shapes, machine, algorithms)).encode()).hexdigest()[:32]
 
 
-def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], how: _How) -> Mapping[str, float]:
+def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], use: Use) -> Mapping[str, float]:
     """From the store, or measured now by one of the processes that come to it at once, as the ranks of a training do:
     the others read what it has measured, and choose the same. A lock and no collective, as not all of them may come."""
     for name in sorted({a.platform for a in candidates}):
         # In each of them: what it finds is loaded into the process.
-        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec, how.in_graph)
+        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec, use)
     on_gpu = spec.device == "cuda"
     with _locked(key, spec):
         found = _load(key)
@@ -93,7 +87,7 @@ def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], how: _Ho
             # would be the first.
             device = torch.cuda.current_device() if on_gpu else -1  # to leave it as it is
             with ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device)) as alone:
-                found = alone.submit(_measure, spec, candidates, how).result()
+                found = alone.submit(_measure, spec, candidates, use).result()
             _save(key, spec, found)
     return found
 
@@ -120,13 +114,13 @@ def _locked(key: str, spec: OpSpec) -> Iterator[None]:
         lock.release()
 
 
-def _measure(spec: OpSpec, candidates: list[Algorithm], how: _How) -> Mapping[str, float]:
+def _measure(spec: OpSpec, candidates: list[Algorithm], use: Use) -> Mapping[str, float]:
     core.load()
     if spec.device == "cuda":
         core.follow_numerics()
-        return gpu_timing.seconds({a.qualified: _call(spec, a, how) for a in candidates})
+        return gpu_timing.seconds({a.qualified: _call(spec, a, use) for a in candidates})
     # Made outside of inference mode: weights made there are packed at every call.
-    calls = {a.qualified: _call(spec, a, how) for a in candidates}
+    calls = {a.qualified: _call(spec, a, use) for a in candidates}
     best, taken = math.inf, {}
     with torch.inference_mode():
         for name, call in calls.items():
@@ -139,7 +133,7 @@ def _measure(spec: OpSpec, candidates: list[Algorithm], how: _How) -> Mapping[st
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def _call(spec: OpSpec, algorithm: Algorithm, how: _How) -> Callable[[], Any]:
+def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> Callable[[], Any]:
     operation, attributes = OPERATIONS[spec.operation], dict(spec.attributes)
     generator = torch.Generator(spec.device).manual_seed(0)
 
@@ -147,19 +141,29 @@ def _call(spec: OpSpec, algorithm: Algorithm, how: _How) -> Callable[[], Any]:
         return torch.randn(shape, generator=generator, device=spec.device).to(spec.dtype)
 
     input, weight, bias = operation.operands(spec, data)
+    if bias is None and use.has_norm:
+        bias = data(weight.shape[:1])
     platform = registry.platforms()[algorithm.platform]
-    channels_last = how.in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
+    channels_last = use.in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
     if channels_last:
         input = input.contiguous(memory_format=torch.channels_last)
+    residual = data(spec.output_shape) if use.residual else None
+    if channels_last and residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
     if algorithm.platform == "torch":
         attributes = dict(operation.torch_attributes(attributes))
-        if how.activates:
-            return lambda: operation.call_torch(input, weight, bias, attributes).relu_()
-        return lambda: operation.call_torch(input, weight, bias, attributes)
+
+        def by_torch() -> torch.Tensor:
+            result = operation.call_torch(input, weight, bias, attributes)
+            return apply(result if residual is None else result.add_(residual), use.activation)
+
+        return by_torch
     args, kwargs = operation.arguments(input, weight, bias, attributes, algorithm.id, True)
     kwargs = {**kwargs, "channels_last": True} if channels_last else kwargs
-    if how.activates:
-        kwargs["activation"] = NUMBERS["relu"]
+    if residual is not None:
+        kwargs["residual"] = residual
+    if use.activation:
+        kwargs["activation"] = use.activation
     overload = operation.overload_for(algorithm)
     return lambda: overload(*args, **kwargs)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ..registry import Algorithm
-    from ..selection import OpSpec
+    from ..selection import OpSpec, Use
 
 
 class Platform(Protocol):
@@ -37,9 +37,8 @@ class Platform(Protocol):
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         """Bytes of scratch memory that one call asks ai3 for, on this process's threads; 0 where it asks for none."""
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
-        """Before these algorithms are measured, or run: finds the fastest of the ways that any of them has. In a graph
-        images are channels_last, and an activation follows; else they are contiguous."""
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, use: Use) -> None:
+        """Before these algorithms are measured, or run: finds the fastest of the ways that any of them has."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm works on channels_last images without converting them."""

@@ -11,13 +11,12 @@ import torch
 
 from ..errors import KernelLoadError
 from ..ops import OPERATIONS
-from ..ops.activations import NUMBERS
 from . import abi, builder, cudnn_search, gpu
 from .native_gpu import GpuPlatform
 
 if TYPE_CHECKING:
     from ..registry import Algorithm
-    from ..selection import OpSpec
+    from ..selection import OpSpec, Use
 
 AUTO = "auto"
 FOLDER = builder.KERNELS / "cudnn"
@@ -43,16 +42,15 @@ class CudnnPlatform(GpuPlatform):
         # Its headers count: a table's library and the support library share their structs.
         return builder.kernel_request(algorithm.label, (algorithm.source,), include_dirs=(FOLDER,))
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, use: Use) -> None:
         """`auto` is measured with the fastest of its plans."""
         for algorithm in algorithms:
             if spec.operation == "conv2d" and algorithm.name == AUTO:
-                search([_call(algorithm, spec, in_graph)])
+                search([_call(algorithm, spec, use)])
 
 
-def _call(algorithm: Algorithm, spec: OpSpec, in_graph: bool) -> cudnn_search.Call:
-    """A call as far as the operation alone tells: in a graph in channels_last, with the activation that mostly
-    follows."""
+def _call(algorithm: Algorithm, spec: OpSpec, use: Use) -> cudnn_search.Call:
+    """The call that a use of the operation makes."""
     shapes: list[list[Any]] = []
 
     def described(shape: tuple[int, ...], channels_last: bool) -> list[Any]:
@@ -61,13 +59,14 @@ def _call(algorithm: Algorithm, spec: OpSpec, in_graph: bool) -> cudnn_search.Ca
         return ["like", list(shape), strides, str(spec.dtype).removeprefix("torch.")]
 
     operation, attributes = OPERATIONS[spec.operation], dict(spec.attributes)
-    bias = None if spec.bias is None else described(spec.bias.shape, False)
-    operands = (described(spec.input_shape, in_graph), described(spec.weight.shape, False), bias)
+    bias = described(spec.weight.shape[:1], False) if spec.bias is not None or use.has_norm else None
+    operands = (described(spec.input_shape, use.in_graph), described(spec.weight.shape, False), bias)
     args, kwargs = operation.arguments(*operands, attributes, algorithm.id, True)
     names = [argument.name for argument in operation.overload._schema.arguments]
     given = {**dict(zip(names, args)), **kwargs}
-    if in_graph:
-        given |= {"channels_last": True, "activation": NUMBERS["relu"]}
+    given |= {"channels_last": use.in_graph, "activation": use.activation}
+    if use.residual:
+        given["residual"] = described(spec.output_shape, use.in_graph)
     for name, value in given.items():
         shapes.append([name, *(value if isinstance(value, list) else ["value", value])])
     return operation.op_name.removeprefix("ai3::"), shapes

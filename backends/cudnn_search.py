@@ -36,6 +36,7 @@ _BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4, torch
 _TF32 = 4e-3
 # As on_gpu.Call, with every tensor described by its sizes, strides and dtype.
 Call = tuple[str, list[list[Any]]]
+_NOTHING = (["value", None], ["value", False], ["value", 0])
 _REPORT = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float, ctypes.c_int64)
 
 
@@ -66,8 +67,20 @@ def _path(call: Call, settings: list[int]) -> Path:
     """The same for all devices of a kind: processes that have one each run the same plan."""
     device, *numerics = settings
     machine = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
-    digest = hashlib.sha256(json.dumps([_FORMAT, call, *machine, numerics]).encode()).hexdigest()[:32]
-    return folder() / f"{digest}.json"
+    problem = json.dumps([_FORMAT, _essential(call), *machine, numerics])
+    return folder() / f"{hashlib.sha256(problem.encode()).hexdigest()[:32]}.json"
+
+
+def _essential(call: Call) -> Call:
+    """What a plan depends on: calls that differ in the rest run the same one."""
+    name, arguments = call
+    given = {argument: described for argument, *described in arguments if described not in _NOTHING}
+    if any(argument.startswith("bn_") for argument in given):
+        # It comes to the plan as a bias.
+        (filters, *_), dtype = given["weight"][1], given["weight"][-1]
+        given["bias"] = ["like", [filters], [1], dtype]
+    left_out = ("algorithm", "static_weight", "bn_weight", "bn_bias", "bn_mean", "bn_var", "bn_eps")
+    return name, sorted([argument, *described] for argument, described in given.items() if argument not in left_out)
 
 
 def search(calls: Iterable[Call], settings: list[int]) -> list[tuple[str, str]]:

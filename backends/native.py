@@ -20,7 +20,7 @@ from . import abi, builder
 
 if TYPE_CHECKING:
     from ..registry import Algorithm
-    from ..selection import OpSpec
+    from ..selection import OpSpec, Use
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class NativePlatform:
         args.runtime = ctypes.pointer(abi.Runtime(num_threads=torch.get_num_threads()))
         return int(table.workspace_bytes(args))
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, use: Use) -> None:
         """Nothing to search: an algorithm has one way."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..registry import Algorithm
-    from ..selection import OpSpec
+    from ..selection import OpSpec, Use
 
 
 class PythonPlatform:
@@ -34,7 +34,7 @@ class PythonPlatform:
     def workspace(self, algorithm: Algorithm, spec: OpSpec) -> int:
         return 0
 
-    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, in_graph: bool) -> None:
+    def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, use: Use) -> None:
         """Nothing to search."""
 
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:

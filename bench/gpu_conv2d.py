@@ -12,6 +12,7 @@ import torch
 
 from ai3_compile import core, gpu_timing, registry
 from ai3_compile.backends import gpu as settings
+from ai3_compile.selection import Use
 from ai3_compile.testing.calls import Call, in_dtype
 from ai3_compile.testing.shapes import calls_of
 
@@ -60,7 +61,7 @@ def _row(call: Call, known: list[registry.Algorithm]) -> dict[str, Any]:
             refused[algorithm.qualified] = reason
             continue
         platform = registry.platforms()[algorithm.platform]
-        platform.search([algorithm], call.spec, in_graph=True)
+        platform.search([algorithm], call.spec, Use(in_graph=True))
         nhwc = platform.prefers_channels_last(algorithm)
         sides[algorithm.qualified] = layers.side(algorithm, last if nhwc else call, nhwc)
     with torch.inference_mode():

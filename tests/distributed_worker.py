@@ -366,7 +366,7 @@ def auto_is_measured_by_one_rank_and_chosen_by_all() -> None:
     """Ranks that come to an operation at once, and would find another algorithm the fastest each."""
     measured: list[str] = []
 
-    def measure(spec: Any, candidates: list[Any], in_graph: bool) -> dict[str, float]:
+    def measure(spec: Any, candidates: list[Any], use: Any) -> dict[str, float]:
         measured.append(str(spec))
         time.sleep(0.3)
         own = [a.qualified for a in candidates if a.platform != "torch"]

@@ -115,7 +115,7 @@ def _absorb_padding(conv: Node, context: Context) -> None:
 
 def _absorb(producer: Node, context: Context) -> Node | None:
     """Takes into an operation the one user of its value, or of a view of it; None where it cannot."""
-    views, user = _behind(producer)
+    views, user = behind(producer)
     if user is None:
         return None
     seen = views[-1] if views else producer
@@ -142,7 +142,7 @@ def _absorb(producer: Node, context: Context) -> Node | None:
     return None
 
 
-def _behind(producer: Node) -> tuple[list[Node], Node | None]:
+def behind(producer: Node) -> tuple[list[Node], Node | None]:
     """The views between an operation and what uses its value, each the only user of the one before, and that user."""
     views: list[Node] = []
     user = only_user(producer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 from collections.abc import Mapping
 
 import torch
@@ -13,16 +12,13 @@ from torch.fx import Graph, Node
 from .. import registry, tuning
 from ..errors import AlgorithmError
 from ..ops import OPERATIONS, attention_graph
-from ..ops.activations import NUMBERS
 from ..ops.base import spec_of
 from ..selection import Decision, OpSpec
 from ..selection import select as choose
 from .context import Context, algorithm_of, is_ai3, replace
-from .prologue import prologue_of
+from .neighbours import activation_ahead, is_concatenated, use_of
 
 log = logging.getLogger(__name__)
-aten = torch.ops.aten
-_FOLLOWING = {aten._native_batch_norm_legit_no_training.default, operator.getitem, aten.relu.default}
 # About what a copy, or a batch norm, takes in a network on an H200: its start, and both ways through memory.
 _SECONDS_A_COPY, _BYTES_A_SECOND = 1.5e-6, 3e12
 
@@ -79,42 +75,6 @@ def _note_swapped(graph: Graph, context: Context) -> None:
         node.args = node.args[:last]
 
 
-def _is_activated(operation: str, node: Node) -> bool:
-    """Whether nothing reads the node but an activation, perhaps as a view: of a convolution one mostly does, behind a
-    batch norm or a sum."""
-    if operation != "linear":
-        return operation == "conv2d"
-    users = list(node.users)
-    if len(users) != 1:
-        return False
-    if users[0].target in (aten.view.default, aten._unsafe_view.default):
-        return _is_activated(operation, users[0])
-    return users[0].target is aten.relu.default
-
-
-def _is_concatenated(node: Node) -> bool:
-    """Whether nothing reads a convolution, behind what is folded into it, but concatenations of channels."""
-    users = list(node.users)
-    if len(users) == 1 and users[0].target in _FOLLOWING:
-        return _is_concatenated(users[0])
-    return bool(users) and all(u.target is aten.cat.default and (*u.args, 0)[1] in (1, -3) for u in users)
-
-
-def _activation_ahead(node: Node, spec: OpSpec, context: Context) -> int | None:
-    """Of the activation between a convolution and the batch norm ahead of it, where an algorithm can apply both as it
-    reads them; None without such a norm, and where that becomes part of a convolution ahead of it."""
-    if spec.kernel_size != (1, 1) or any(spec.padding):
-        return None
-    found = prologue_of(node)
-    if found is None or (found.activation == "relu" and not context.policy.is_default("relu")):
-        return None
-    image = found.norm.args[0]
-    assert isinstance(image, Node)
-    if (image.target is aten.convolution.default or is_ai3(image, "ai3::conv2d")) and len(image.users) == 1:
-        return None
-    return NUMBERS[found.activation]
-
-
 def _with_passes(measured: Mapping[str, float], spec: OpSpec, node: Node, context: Context) -> Mapping[str, float]:
     """With the time of what algorithms leave to others: a copy into the concatenation that reads the result, and the
     batch norm ahead of them."""
@@ -122,7 +82,7 @@ def _with_passes(measured: Mapping[str, float], spec: OpSpec, node: Node, contex
     def seconds(shape: tuple[int, ...]) -> float:
         return _SECONDS_A_COPY + 2 * math.prod(shape) * spec.dtype.itemsize / _BYTES_A_SECOND
 
-    copied, ahead, times = _is_concatenated(node), _activation_ahead(node, spec, context), dict(measured)
+    copied, ahead, times = is_concatenated(node), activation_ahead(node, spec, context), dict(measured)
     for a in registry.known():
         if a.operation != spec.operation or a.qualified not in times:
             continue
@@ -141,7 +101,7 @@ def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
     text = selector.text_for(index, spec)
     measured = None
     if "auto" in text.split("|"):
-        measured = tuning.times(spec, in_graph=True, activates=_is_activated(spec.operation, node))
+        measured = tuning.times(spec, use_of(node, context))
         if spec.operation == "conv2d" and spec.device == "cuda" and context.is_inference and context.policy.fuse:
             measured = _with_passes(measured, spec, node, context)
     return choose(

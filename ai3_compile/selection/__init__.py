@@ -3,7 +3,7 @@
 from .decision import Candidate, Decision, Rejected, System
 from .select import select
 from .selector import Selector, parse_selector
-from .spec import OpSpec, TensorSpec
+from .spec import OpSpec, TensorSpec, Use
 
 __all__ = [
     "Candidate",
@@ -13,6 +13,7 @@ __all__ = [
     "Selector",
     "System",
     "TensorSpec",
+    "Use",
     "parse_selector",
     "select",
 ]

@@ -48,3 +48,17 @@ class OpSpec:
     def __str__(self) -> str:
         shape = "x".join(map(str, self.input_shape))
         return f"{self.operation} {self.name or '(no module)'} on {shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True)
+class Use:
+    """How an operation is called, as far as an algorithm's time depends on it."""
+
+    in_graph: bool
+    """Images are channels_last where the algorithm prefers them so; else they are contiguous."""
+    has_norm: bool = False
+    """A batch norm behind becomes part of it: it has a bias, whether or not the OpSpec has one."""
+    residual: bool = False
+    """A tensor like the output is added to it."""
+    activation: int = 0
+    """The number of the activation that ends it."""

@@ -16,6 +16,7 @@ import torch
 from .. import core, gpu_timing, registry
 from ..backends import gpu, native
 from ..errors import OptionValueError
+from ..selection import Use
 from . import references
 from .calls import CHANNELS_LAST, IMAGES, Call, in_dtype, require_cases
 from .check import through_torch
@@ -158,7 +159,7 @@ def _measure(call: Call, algorithms: Sequence[registry.Algorithm], rounds: int) 
         refusal = _refusal(algorithm, call)
         if refusal is None:
             if last is not None:
-                registry.platforms()[algorithm.platform].search([algorithm], call.spec, in_graph=True)
+                registry.platforms()[algorithm.platform].search([algorithm], call.spec, Use(in_graph=True))
                 prefers = registry.platforms()[algorithm.platform].prefers_channels_last(algorithm)
                 source, layouts[name] = (last, CHANNELS_LAST) if prefers else (call, "contiguous")
             refusal = _failure(algorithm, source)

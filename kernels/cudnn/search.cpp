@@ -244,7 +244,7 @@ std::string search(const ai3_args* given, const ai3_kernel* epilogue, int most, 
       // The clock rises while the first plan runs.
       for (int warm = 0; warm < (tried == 1 ? 20 : 1); ++warm) run();
       stopwatch.synchronize();
-      entry.milliseconds = stopwatch.time(3, 1, run);
+      entry.milliseconds = stopwatch.time(10, 1, run);
       report(static_cast<int32_t>(i), u.name.c_str(), entry.milliseconds, bytes);
       entries.push_back(std::move(entry));
     } catch (const Failure& error) {
@@ -254,7 +254,7 @@ std::string search(const ai3_args* given, const ai3_kernel* epilogue, int most, 
   const auto faster = [](const Entry& a, const Entry& b) { return a.milliseconds < b.milliseconds; };
   std::sort(entries.begin(), entries.end(), faster);
   if (entries.empty()) throw Failure("cuDNN has no plan that runs");
-  constexpr size_t kFinal = 4;
+  constexpr size_t kFinal = 6;
   const auto end = entries.begin() + static_cast<int64_t>(std::min(entries.size(), kFinal));
   for (auto entry = entries.begin(); entry != end; ++entry) {
     args.workspace = workspace.get(entry->plan.workspace());

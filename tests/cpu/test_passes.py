@@ -11,10 +11,12 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from ai3_compile import core, passes, registry
+from ai3_compile.ops.activations import NUMBERS
 from ai3_compile.options import check_options
 from ai3_compile.passes import context as node_tools
-from ai3_compile.passes import select
+from ai3_compile.passes import neighbours, select
 from ai3_compile.report import GraphReport
+from ai3_compile.selection import Use
 from ai3_compile.testing import references
 
 from .test_backend import Awkward, block, image
@@ -75,40 +77,49 @@ def test_select_puts_ai3s_operations_in_and_nothing_else():
 
 
 class Neighbours(nn.Module):
-    """Convolutions and linears by what reads their results."""
+    """Convolutions and linears by what stands behind them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.joined, self.alone, self.twice = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
-        self.norm = nn.BatchNorm2d(4)
+        self.joined, self.alone, self.twice, self.first, self.second, self.gated, self.shared = (
+            nn.Conv2d(4, 4, 3, padding=1) for _ in range(7)
+        )
+        self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.activated, self.viewed, self.plain = (nn.Linear(4, 4) for _ in range(3))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         joined, twice = self.norm(self.joined(x)).relu(), self.twice(x)
         y = torch.cat([joined, self.alone(x).sin(), twice], 1)
         z = self.viewed(x[0]).view(-1, 4).relu()
-        return y, twice + 1, self.activated(x[0, 0]).relu(), z, self.plain(x[0, 0]).sin()
+        added = (self.other(self.first(x)) + self.second(x)).relu()
+        gated, shared = nn.functional.hardswish(self.gated(x) + x[:, :, :1]), self.shared(x) + twice
+        lines = self.activated(x[0, 0]).relu(), z, self.plain(x[0, 0]).sin()
+        return y, added, gated, shared, *lines
 
 
-def test_what_reads_a_result_is_seen_where_auto_measures(monkeypatch):
-    seen = {}
+RELU = NUMBERS["relu"]
+
+
+@pytest.mark.parametrize("relu", ["default", "torch"])
+def test_what_stands_behind_an_operation_is_seen_where_auto_measures(monkeypatch, relu):
+    seen, joins = {}, {}
 
     def decide(context, index, spec, node):
-        seen[spec.name] = select._is_concatenated(node), select._is_activated(spec.operation, node)
+        seen[spec.name] = neighbours.use_of(node, context)
+        joins[spec.name] = neighbours.is_concatenated(node)
         return original(context, index, spec, node)
 
     original = select.decide
     monkeypatch.setattr(select, "decide", decide)
-    capture(Neighbours().eval(), torch.randn(2, 4, 4, 4))
-    assert {name: joins for name, (joins, _) in seen.items() if name in ("joined", "alone", "twice")} == {
-        "joined": True,
-        "alone": False,
-        "twice": False,
-    }
-    assert {name: activates for name, (_, activates) in seen.items() if name in ("activated", "viewed", "plain")} == {
-        "activated": True,
-        "viewed": True,
-        "plain": False,
+    capture(Neighbours().eval(), torch.randn(2, 4, 4, 4), relu=relu)
+    assert {name for name, does in joins.items() if does} == {"joined"}
+    activation = RELU if relu == "default" else 0
+    behind = {name: use for name, use in seen.items() if use != Use(in_graph=True)}
+    assert behind == {
+        "joined": Use(True, has_norm=True, activation=activation),
+        "first": Use(True, has_norm=True, residual=True, activation=activation),
+        "shared": Use(True, residual=True),
+        **({name: Use(True, activation=RELU) for name in ("activated", "viewed")} if activation else {}),
     }
 
 

@@ -27,8 +27,8 @@ def planted(monkeypatch):
     """The time of a call by the algorithm: smm is the fastest of all."""
     measured = []
 
-    def measure(spec, candidates, how):
-        measured.append((spec.operation, spec.input_shape, how.in_graph))
+    def measure(spec, candidates, use):
+        measured.append((spec.operation, spec.input_shape, use.in_graph))
         return {a.qualified: (1.0 if a.name == "smm" else 2.0) for a in candidates}
 
     monkeypatch.setattr(tuning, "_measure", measure)

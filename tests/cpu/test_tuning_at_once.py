@@ -11,6 +11,7 @@ from filelock import FileLock
 import ai3
 from ai3_compile import tuning
 from ai3_compile.ops import OPERATIONS
+from ai3_compile.selection import Use
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +33,7 @@ def measured(monkeypatch):
     """What this process measures."""
     found = []
 
-    def measure(spec, candidates, in_graph):
+    def measure(spec, candidates, use):
         found.append(spec)
         return {a.qualified: 1.0 for a in candidates}
 
@@ -51,7 +52,7 @@ def lock(empty_cache, spec):
 
 def test_what_another_process_measures_is_waited_for_and_read(spec, lock, measured):
     found = []
-    thread = threading.Thread(target=lambda: found.append(tuning.times(spec, in_graph=False)))
+    thread = threading.Thread(target=lambda: found.append(tuning.times(spec, Use(in_graph=False))))
     thread.start()
     thread.join(0.3)
     assert thread.is_alive(), "it waits"
@@ -63,12 +64,12 @@ def test_what_another_process_measures_is_waited_for_and_read(spec, lock, measur
 
 def test_after_the_time_out_it_measures_by_itself(spec, lock, measured, monkeypatch, caplog):
     monkeypatch.setenv("AI3_BUILD_TIMEOUT", "0.2")
-    assert tuning.times(spec, in_graph=False)["torch"] == 1.0
+    assert tuning.times(spec, Use(in_graph=False))["torch"] == 1.0
     assert measured == [spec] and "has held" in caplog.text
 
 
 def test_a_folder_that_takes_no_writes_is_no_obstacle(spec, empty_cache, measured, caplog):
     empty_cache.write_text("a file where the folder would be")
     with caplog.at_level("INFO"):
-        assert tuning.times(spec, in_graph=False)["torch"] == 1.0
+        assert tuning.times(spec, Use(in_graph=False))["torch"] == 1.0
     assert measured == [spec] and "for this process alone" in caplog.text

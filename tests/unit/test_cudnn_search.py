@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from ai3_compile.backends import cudnn_search
 
@@ -94,3 +95,23 @@ def test_a_damaged_plan_is_searched_again(tmp_path, monkeypatch, caplog):
     (tmp_path / "b.json").write_text(json.dumps({"key": "k", "plan": "p"}))
     assert list(cudnn_search.stored()) == [("k", "p")]
     assert "a.json is damaged" in caplog.text
+
+
+def test_calls_that_run_the_same_plan_share_what_is_found(monkeypatch):
+    """A folded batch norm comes to a plan as a bias; weights that are packed once, and defaults, make no difference."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    image, weight = (
+        ["input", "like", [2, 4, 8, 8], [256, 1, 32, 4], "float16"],
+        ["weight", "like", [6, 4, 3, 3], [], "float16"],
+    )
+    vector = ["like", [6], [1], "float16"]
+    measured = [image, weight, ["bias", *vector], ["stride", "value", [1, 1]], ["activation", "value", 1]]
+    norm = [[name, *vector] for name in ("bn_weight", "bn_bias", "bn_mean", "bn_var")]
+    in_graph = [image, weight, ["bias", "value", None], *measured[3:], ["static_weight", "value", True], *norm]
+    paths = {
+        cudnn_search._path(("conv2d", call), [0, 0, 0, -1])
+        for call in (measured, [*in_graph, ["algorithm", "value", 7]])
+    }
+    assert len(paths) == 1
+    for other in (measured[:-1], [image, weight, *measured[3:]], [*measured, ["residual", *image[1:]]]):
+        assert cudnn_search._path(("conv2d", other), [0, 0, 0, -1]) not in paths
