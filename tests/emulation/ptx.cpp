@@ -61,6 +61,21 @@ void max_NaN_bf16x2(uint32_t& to, uint32_t a, uint32_t b) {
   max_NaN_f32(low, wide_bfloat16(half_bits(a)), wide_bfloat16(half_bits(b)));
   cvt_rn_bf16x2_f32(to, high, low);
 }
+void min_NaN_f32(float& to, float a, float b) {
+  to = std::isnan(a) || std::isnan(b) ? std::bit_cast<float>(0x7fffffff) : std::fmin(a, b);
+}
+void min_NaN_f16x2(uint32_t& to, uint32_t a, uint32_t b) {
+  float high, low;
+  min_NaN_f32(high, wide_half(half_bits(a >> 16)), wide_half(half_bits(b >> 16)));
+  min_NaN_f32(low, wide_half(half_bits(a)), wide_half(half_bits(b)));
+  cvt_rn_f16x2_f32(to, high, low);
+}
+void min_NaN_bf16x2(uint32_t& to, uint32_t a, uint32_t b) {
+  float high, low;
+  min_NaN_f32(high, wide_bfloat16(half_bits(a >> 16)), wide_bfloat16(half_bits(b >> 16)));
+  min_NaN_f32(low, wide_bfloat16(half_bits(a)), wide_bfloat16(half_bits(b)));
+  cvt_rn_bf16x2_f32(to, high, low);
+}
 void rcp_approx_f32(float& to, float x) { to = 1 / x; }
 
 void setp_ne_b32(bool& to, uint32_t a, uint32_t b) { to = a != b; }

@@ -11,7 +11,8 @@ namespace ai3 {
 
 constexpr int kFewRows = 8, kFewColumns = 16;  // output pixels of a tile: two rows a warp
 constexpr int kFewThreads = kFewRows / 2 * 32, kFewStepBytes = 2048;
-constexpr int kFewAtOnce = 4;  // pixels that a thread reads before it writes them
+// Pixels that a thread reads before it writes them: of the next tile, and of the rest of this one.
+constexpr int kFewAhead = 2, kFewAtOnce = 4;
 
 struct FewParams {
   GemmParams gemm;
@@ -50,6 +51,45 @@ struct FewBits<4> {
 __device__ __forceinline__ unsigned short few_rounded(unsigned short bits) { return bits; }
 __device__ __forceinline__ uint32_t few_rounded(uint32_t bits) { return rounded_tf32(bits); }
 
+// The part of an image that a tile reads, on its way to shared memory: N pixels of each thread at once, from the
+// `from`-th of the part on.
+template <typename Bits>
+struct FewPatch {
+  const FewParams& few;
+  FewPixel<Bits>* to;
+
+  template <int N>
+  __device__ __forceinline__ void fetch(FewPixel<Bits> (&pixels)[N], int tile, int from) const {
+    const GemmParams& p = few.gemm;
+    const int image = tile / (few.tile_rows * few.tile_columns), rest = tile % (few.tile_rows * few.tile_columns);
+    const int top = rest / few.tile_columns * kFewRows * p.stride_h - p.pad_top;
+    const int left = rest % few.tile_columns * kFewColumns * p.stride_w - p.pad_left;
+    const Bits* input = static_cast<const Bits*>(p.input) + int64_t(image) * p.height * p.width * p.in_pixel;
+    const int row_step = kFewThreads / few.patch_w, column_step = kFewThreads % few.patch_w;
+    int row = from / few.patch_w, column = from % few.patch_w;
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const int y = top + row, x = left + column;
+      const bool inside = unsigned(y) < unsigned(p.height) && unsigned(x) < unsigned(p.width) && row < few.patch_h;
+      const Bits* pixel = input + (int64_t(y) * p.width + x) * p.in_pixel;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) pixels[k].at[c] = load_where(pixel + c, inside && c < p.channels);
+      row += row_step, column += column_step;
+      if (column >= few.patch_w) column -= few.patch_w, ++row;
+    }
+  }
+
+  template <int N>
+  __device__ __forceinline__ void put(FewPixel<Bits> (&pixels)[N], int from) const {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) pixels[k].at[c] = few_rounded(pixels[k].at[c]);
+      if (from + k * kFewThreads < few.patch_h * few.patch_w) to[from + k * kFewThreads] = pixels[k];
+    }
+  }
+};
+
 template <Math M>
 __device__ __forceinline__ void few_channels(const FewParams& few) {
   using T = typename ElementOf<M>::type;
@@ -80,43 +120,42 @@ __device__ __forceinline__ void few_channels(const FewParams& few) {
   const int first = (lane / 4 * p.stride_w + 2 * warp * p.stride_h * few.patch_w) * int(sizeof(FewPixel<T>)) +
                     tap * tap_bytes + within;
 
+  // Where the end of a sum is no more than its bias and a clamp, it starts with the bias.
+  const bool is_plain = p.is_clamp && p.aligned && p.residual == nullptr;
+  const int column = first_column + lane % 4 * kCount;
+
+  const FewPatch<Bits> part{few, reinterpret_cast<FewPixel<Bits>*>(patch)};
+  FewPixel<Bits> first_pixels[kFewAhead];  // of the next tile, which come while one is computed
+  part.fetch(first_pixels, blockIdx.x, thread);
   for (int tile = blockIdx.x; tile < few.tiles; tile += gridDim.x) {
     const int image = tile / (few.tile_rows * few.tile_columns), rest = tile % (few.tile_rows * few.tile_columns);
     const int first_y = rest / few.tile_columns * kFewRows, first_x = rest % few.tile_columns * kFewColumns;
     __syncthreads();  // the last tile's part of the image is read
-    {
-      const int top = first_y * p.stride_h - p.pad_top, left = first_x * p.stride_w - p.pad_left;
-      const Bits* input = static_cast<const Bits*>(p.input) + int64_t(image) * p.height * p.width * p.in_pixel;
-      const int row_step = kFewThreads / few.patch_w, column_step = kFewThreads % few.patch_w;
-      int row = thread / few.patch_w, column = thread % few.patch_w;
-      for (int i = thread; i < few.patch_h * few.patch_w; i += kFewAtOnce * kFewThreads) {
-        FewPixel<Bits> pixels[kFewAtOnce];
-#pragma unroll
-        for (int k = 0; k < kFewAtOnce; ++k) {
-          const int y = top + row, x = left + column;
-          const bool inside = unsigned(y) < unsigned(p.height) && unsigned(x) < unsigned(p.width) &&
-                              i + k * kFewThreads < few.patch_h * few.patch_w;
-          const Bits* from = input + (int64_t(y) * p.width + x) * p.in_pixel;
-#pragma unroll
-          for (int c = 0; c < 4; ++c) pixels[k].at[c] = load_where(from + c, inside && c < p.channels);
-          row += row_step, column += column_step;
-          if (column >= few.patch_w) column -= few.patch_w, ++row;
-        }
-#pragma unroll
-        for (int k = 0; k < kFewAtOnce; ++k) {
-#pragma unroll
-          for (int c = 0; c < 4; ++c) pixels[k].at[c] = few_rounded(pixels[k].at[c]);
-          if (i + k * kFewThreads < few.patch_h * few.patch_w)
-            reinterpret_cast<FewPixel<Bits>*>(patch)[i + k * kFewThreads] = pixels[k];
-        }
-      }
+    part.put(first_pixels, thread);
+    for (int i = thread + kFewAhead * kFewThreads; i < few.patch_h * few.patch_w; i += kFewAtOnce * kFewThreads) {
+      FewPixel<Bits> pixels[kFewAtOnce];
+      part.fetch(pixels, tile, i);
+      part.put(pixels, i);
     }
     wait_copies<0>();
     __syncthreads();
+    if (tile + int(gridDim.x) < few.tiles) part.fetch(first_pixels, tile + gridDim.x, thread);
 
     float sums[2][32];
 #pragma unroll
-    for (int i = 0; i < 32; ++i) sums[0][i] = sums[1][i] = 0;
+    for (int run = 0; run < kRuns; ++run) {
+      const int channel = column + run * kCount * 4;
+      Part<T> bias{};
+      if (is_plain && p.bias != nullptr && channel < p.columns)
+        bias.words = __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(p.bias) + channel));
+      float start[kCount];
+      bias.get(start);
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        const int at = (run * kCount / 2 + e / 2) * 4 + e % 2;
+        sums[0][at] = sums[0][at + 2] = sums[1][at] = sums[1][at + 2] = start[e];
+      }
+    }
     const uint4* b = weights + lane;
     for (int down = 0; down < p.kernel_h; ++down) {
       const unsigned char* a = patch + first + down * p.dilation_h * row_bytes;
@@ -145,29 +184,32 @@ __device__ __forceinline__ void few_channels(const FewParams& few) {
       }
     }
 
-    const GemmEnd<T> end{p, 0};
-    const int x = first_x + lane / 4, y = first_y + 2 * warp, column = first_column + lane % 4 * kCount;
-    const auto row_of = [&](int i, int half) {
-      const bool inside = y + i < p.out_pixels / p.out_width && x + half * 8 < p.out_width;
-      return inside ? image * p.out_pixels + (y + i) * p.out_width + x + half * 8 : p.rows;
+    const int x = first_x + lane / 4, y = first_y + 2 * warp;
+    const auto inside = [&](int i, int half) {
+      return y + i < p.out_pixels / p.out_width && x + half * 8 < p.out_width;
     };
-    if (p.is_clamp) {
+    if (is_plain) {
+      T* to = static_cast<T*>(p.output) + (int64_t(image) * p.out_pixels + y * p.out_width + x) * p.out_pixel + column;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
-        for (int run = 0; run < kRuns; ++run) {
+        for (int half = 0; half < 2; ++half) {
+          if (!inside(i, half)) continue;
+          T* pixel = to + (i * p.out_width + half * 8) * p.out_pixel;
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
+          for (int run = 0; run < kRuns; ++run) {
             float v[kCount];
 #pragma unroll
             for (int e = 0; e < kCount; ++e) v[e] = sums[i][(run * kCount / 2 + e / 2) * 4 + half * 2 + e % 2];
-            end.template store<true>(row_of(i, half), column + run * kCount * 4, v);
+            if (column + run * kCount * 4 < p.columns)
+              *reinterpret_cast<uint4*>(pixel + run * kCount * 4) = Part<T>::of(v).clamped(p.low, p.high).words;
           }
         }
       }
       continue;
     }
-    // Other activations are too long to be unrolled.
+    // Other ends are too long to be unrolled.
+    const GemmEnd<T> end{p, 0};
     __syncthreads();
     auto* sum_of = reinterpret_cast<float2*>(patch) + thread;
 #pragma unroll
@@ -184,7 +226,8 @@ __device__ __forceinline__ void few_channels(const FewParams& few) {
         const float2 two = sum_of[(i * 16 + (run * kCount / 2 + e / 2) * 2 + half) * kFewThreads];
         v[e] = two.x, v[e + 1] = two.y;
       }
-      end.template store<false>(row_of(i, half), column + run * kCount * 4, v);
+      const int row = image * p.out_pixels + (y + i) * p.out_width + x + half * 8;
+      end.template store<false>(inside(i, half) ? row : p.rows, column + run * kCount * 4, v);
     }
   }
 }

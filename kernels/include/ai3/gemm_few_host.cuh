@@ -8,7 +8,8 @@ namespace ai3 {
 
 struct FewChoice {
   bool fits;
-  int steps, row_steps, patch_h, patch_w, shared;
+  int steps, row_steps, patch_h, patch_w;
+  int shared, shared_plain;  // bytes, also where sums end with no more than their bias and a clamp
 };
 
 // Of any layout in which a pixel's channels lie together; strict float32 is computed by gemm_tile.cuh.
@@ -24,11 +25,12 @@ inline FewChoice choose_few(const GemmShape& s) {
   const int64_t row_steps = cuda::ceil_div(s.kernel_w, taps);
   const int64_t patch_h = (kFewRows - 1) * a->stride_h + (s.kernel_h - 1) * a->dilation_h + 1;
   const int64_t patch_w = (kFewColumns - 1) * a->stride_w + (row_steps * taps - 1) * a->dilation_w + 1;
-  const int64_t sums = a->activation > AI3_RELU6 ? kFewThreads * 64 * 4 : 0;
-  const int64_t steps = s.kernel_h * row_steps;
-  const int64_t shared = steps * kFewStepBytes + std::max(patch_h * patch_w * 4 * bytes, sums);
+  constexpr int64_t kSums = kFewThreads * 64 * 4;
+  const int64_t steps = s.kernel_h * row_steps, patch = patch_h * patch_w * 4 * bytes;
+  const int64_t shared = steps * kFewStepBytes + std::max(patch, kSums);
   if (shared > gemm_shared_limit(a->sm)) return {};
-  return {true, int(steps), int(row_steps), int(patch_h), int(patch_w), int(shared)};
+  return {
+      true, int(steps), int(row_steps), int(patch_h), int(patch_w), int(shared), int(steps * kFewStepBytes + patch)};
 }
 
 inline size_t few_packed_bytes(const GemmShape& s, const FewChoice& c) {
@@ -59,14 +61,16 @@ inline void run_few(const GemmShape& s, const FewChoice& c) {
               int(cuda::ceil_div(a->output.size[2], kFewRows)),
               int(cuda::ceil_div(a->output.size[3], kFewColumns))};
   const std::string name = std::string("few_") + gemm_math(a);
+  const bool is_plain = p.gemm.is_clamp != 0 && p.gemm.aligned != 0 && p.gemm.residual == nullptr;
+  const int shared = is_plain ? c.shared_plain : c.shared;
   const int64_t resident =
-      std::clamp<int64_t>(gemm_shared_limit(a->sm) / (c.shared + 1024), 1, gemm_element_bytes(a) == 2 ? 4 : 3);
+      std::clamp<int64_t>(gemm_shared_limit(a->sm) / (shared + 1024), 1, gemm_element_bytes(a) == 2 ? 4 : 3);
   constexpr int64_t kMultiprocessors = 132;  // where there are others, its blocks still do all tiles
   const cuda::Grid grid{std::min<int64_t>(p.tiles, kMultiprocessors * resident), cuda::ceil_div(s.columns, 64)};
   if (a->sm == 90) {
-    launch_gemm(a, name, grid, kFewThreads, unsigned(c.shared), p);
+    launch_gemm(a, name, grid, kFewThreads, unsigned(shared), p);
   } else {
-    cuda::launch(a, name.c_str(), grid, kFewThreads, unsigned(c.shared), p);
+    cuda::launch(a, name.c_str(), grid, kFewThreads, unsigned(shared), p);
   }
 }
 

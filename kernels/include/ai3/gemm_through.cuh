@@ -6,13 +6,6 @@
 
 namespace ai3 {
 
-// A NaN stays one.
-__device__ __forceinline__ float at_least(float x, float low) {
-  float r;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(low));
-  return r;
-}
-
 // Scale, shift and clamp of 16 rows and 32 bytes of depth as a warp's threads give them to an instruction;
 // `affine(channel)` gives a channel's scale and shift, counted from the first of these.
 template <Math M, typename Affine>

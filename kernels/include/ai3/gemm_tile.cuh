@@ -57,6 +57,35 @@ constexpr int kBulkBarriers = 256;  // bytes behind the blocks of depth, and beh
 
 namespace ai3 {
 
+// Bounds below and above; a NaN stays one.
+__device__ __forceinline__ float at_least(float x, float low) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(low));
+  return r;
+}
+__device__ __forceinline__ float at_most(float x, float high) {
+  float r;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(high));
+  return r;
+}
+// The same of two halves in a word.
+template <typename T>
+__device__ __forceinline__ uint32_t clamp_pair(uint32_t x, uint32_t low, uint32_t high);
+template <>
+__device__ __forceinline__ uint32_t clamp_pair<Half>(uint32_t x, uint32_t low, uint32_t high) {
+  uint32_t raised, r;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(raised) : "r"(x), "r"(low));
+  asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(raised), "r"(high));
+  return r;
+}
+template <>
+__device__ __forceinline__ uint32_t clamp_pair<BFloat16>(uint32_t x, uint32_t low, uint32_t high) {
+  uint32_t raised, r;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(raised) : "r"(x), "r"(low));
+  asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(raised), "r"(high));
+  return r;
+}
+
 template <typename T>
 __device__ __forceinline__ uint32_t narrow_pair(float a, float b);
 template <>
@@ -77,17 +106,23 @@ template <typename T>
 struct Part {
   static constexpr int kCount = 16 / sizeof(T);
   uint4 words;
-  __device__ __forceinline__ void add_to(float (&v)[kCount]) const {
+  __device__ __forceinline__ void get(float (&v)[kCount]) const {
     const uint32_t w[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if constexpr (sizeof(T) == 4) {
-        v[i] += __uint_as_float(w[i]);
+        v[i] = __uint_as_float(w[i]);
       } else {
-        v[2 * i] += widen(T{static_cast<unsigned short>(w[i] & 0xffff)});
-        v[2 * i + 1] += widen(T{static_cast<unsigned short>(w[i] >> 16)});
+        v[2 * i] = widen(T{static_cast<unsigned short>(w[i] & 0xffff)});
+        v[2 * i + 1] = widen(T{static_cast<unsigned short>(w[i] >> 16)});
       }
     }
+  }
+  __device__ __forceinline__ void add_to(float (&v)[kCount]) const {
+    float own[kCount];
+    get(own);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] += own[i];
   }
   static __device__ __forceinline__ Part of(const float (&v)[kCount]) {
     if constexpr (sizeof(T) == 4) {
@@ -95,6 +130,20 @@ struct Part {
     } else {
       return {{narrow_pair<T>(v[0], v[1]), narrow_pair<T>(v[2], v[3]), narrow_pair<T>(v[4], v[5]),
                narrow_pair<T>(v[6], v[7])}};
+    }
+  }
+  // By bounds that the type holds.
+  __device__ __forceinline__ Part clamped(float low, float high) const {
+    if constexpr (sizeof(T) == 4) {
+      float v[kCount];
+      get(v);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) v[i] = at_most(at_least(v[i], low), high);
+      return of(v);
+    } else {
+      const uint32_t l = narrow_pair<T>(low, low), h = narrow_pair<T>(high, high);
+      return {{clamp_pair<T>(words.x, l, h), clamp_pair<T>(words.y, l, h), clamp_pair<T>(words.z, l, h),
+               clamp_pair<T>(words.w, l, h)}};
     }
   }
 };
@@ -108,7 +157,7 @@ struct GemmEnd {
 
   template <bool IsClamp>
   __device__ __forceinline__ float activated(float x) const {
-    if constexpr (IsClamp) return clamp(x, p.low, p.high);
+    if constexpr (IsClamp) return at_most(at_least(x, p.low), p.high);
     return activate(x, p.activation);
   }
 
@@ -123,9 +172,12 @@ struct GemmEnd {
     if (p.aligned) {
       if (residual) Part<T>{*reinterpret_cast<const uint4*>(residual)}.add_to(v);
       if (bias) Part<T>{__ldg(reinterpret_cast<const uint4*>(bias + channel))}.add_to(v);
+      if constexpr (!IsClamp) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) v[i] = activated<IsClamp>(v[i]);
-      *reinterpret_cast<uint4*>(to) = Part<T>::of(v).words;
+        for (int i = 0; i < kCount; ++i) v[i] = activated<false>(v[i]);
+      }
+      const Part<T> part = Part<T>::of(v);
+      *reinterpret_cast<uint4*>(to) = (IsClamp ? part.clamped(p.low, p.high) : part).words;
       return;
     }
 #pragma unroll
