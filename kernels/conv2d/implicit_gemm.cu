@@ -2,9 +2,9 @@
 // Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv 1410.0759; see ai3/gemm_tile.cuh.
 #ifdef __CUDACC__
 
+#include <ai3/gemm_conv_kernels.cuh>
 #include <ai3/gemm_few.cuh>
 #include <ai3/gemm_kernels.cuh>
-#include <ai3/gemm_prologues.cuh>
 
 #else
 
@@ -87,5 +87,17 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
 }  // namespace
 
 extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
+
+// For tests, as run(): by one of the tiles that may compute the shape, whatever the model of their time says, and with
+// the depth in so many shares. Null where there is none, else the tile's name.
+extern "C" AI3_EXPORT const char* ai3_run_tile(const ai3_args* a, int32_t tile, int32_t splits) {
+  const ai3::GemmShape s = shape(a);
+  const ai3::GemmTiles tiles = ai3::gemm_tiles(s);
+  if (tile >= tiles.count || splits > ai3::gemm_blocks(s)) return nullptr;
+  const ai3::GemmChoice choice = ai3::gemm_choice(s, tiles.first[tile], splits, 1);
+  if (choice.tile == nullptr) return nullptr;
+  ai3::run_gemm(s, choice);
+  return choice.tile->name;
+}
 
 #endif

@@ -148,7 +148,8 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
       }
     }
   }
-  finish_gemm<T, Rows, Columns, Warps>(p, sums, first_row, first_column, group, shared, warp < Warps);
+  finish_gemm<T, Rows, Columns, Warps>(p, sums, Layout::rows_from(first_row), first_column, group, shared,
+                                       warp < Warps);
 }
 
 }  // namespace ai3

@@ -51,6 +51,7 @@ inline int64_t gemm_packed_columns(const GemmShape& s) { return cuda::ceil_div(s
 struct GemmTile {
   int rows, columns, threads, most_resident;  // at most as many tiles on a multiprocessor at once
   const char* name;
+  int down = 0, right = 0;  // patches of gemm_halo.cuh; none of the others
 };
 struct GemmTiles {
   const GemmTile* first;
@@ -75,17 +76,41 @@ inline bool gemm_is_bulk(const GemmShape& s) {
          fits(a->input.size[3], a->output.size[3], a->kernel_w, a->stride_w, a->dilation_w, a->pad_left);
 }
 
+// A tile's part of the image: pixels and bytes.
+struct GemmHalo {
+  int64_t height, width, bytes;
+};
+inline GemmHalo gemm_halo(const GemmShape& s, const GemmTile& tile) {
+  const int64_t height = tile.down * 8 + (s.kernel_h - 1) * s.args->dilation_h;
+  const int64_t width = tile.right * 8 + (s.kernel_w - 1) * s.args->dilation_w;
+  return {height, width, cuda::ceil_div(height * width * 128, 1024) * 1024};
+}
+
+// Whether the taps of the window can share a tile's part of the image.
+inline bool gemm_has_halo(const GemmShape& s) {
+  const ai3_args* a = s.args;
+  constexpr int64_t kMost = 64;  // pixels that a window reaches over; a rectangle that is copied has up to 256
+  return a->stride_h == 1 && a->stride_w == 1 && s.kernel_h * s.kernel_w > 1 && a->has_prologue == 0 &&
+         !gemm_is_strict(a) && (s.kernel_h - 1) * a->dilation_h < kMost && (s.kernel_w - 1) * a->dilation_w < kMost;
+}
+
 inline GemmTiles gemm_tiles(const GemmShape& s) {
   static constexpr GemmTile kBulk[] = {
-      {64, 32, 160, 6, "64x32_bulk"},   {128, 32, 288, 4, "128x32_bulk"},   {64, 64, 160, 5, "64x64_bulk"},
-      {64, 128, 160, 4, "64x128_bulk"}, {128, 64, 288, 3, "128x64_bulk"},   {128, 128, 288, 2, "128x128_bulk"},
-      {256, 64, 288, 2, "256x64_bulk"}, {256, 128, 288, 1, "256x128_bulk"}, {128, 256, 288, 1, "128x256_bulk"},
+      {64, 32, 160, 6, "64x32_bulk"},           {128, 32, 288, 4, "128x32_bulk"},
+      {64, 64, 160, 5, "64x64_bulk"},           {64, 128, 160, 4, "64x128_bulk"},
+      {128, 64, 288, 3, "128x64_bulk"},         {128, 128, 288, 2, "128x128_bulk"},
+      {256, 64, 288, 2, "256x64_bulk"},         {256, 128, 288, 1, "256x128_bulk"},
+      {128, 256, 288, 1, "128x256_bulk"},       {128, 64, 288, 3, "128x64_halo", 1, 2},
+      {128, 128, 288, 2, "128x128_halo", 1, 2}, {256, 64, 288, 2, "256x64_halo", 2, 2},
+      {256, 128, 288, 1, "256x128_halo", 2, 2},
   };
   // The rows of float32 go through registers, of which tiles of 256 rows have too few.
   static constexpr GemmTile kTf32Bulk[] = {
-      {64, 32, 160, 6, "64x32_bulk"},     {128, 32, 288, 3, "128x32_bulk"}, {64, 64, 160, 5, "64x64_bulk"},
-      {64, 128, 160, 3, "64x128_bulk"},   {128, 64, 288, 2, "128x64_bulk"}, {128, 128, 288, 2, "128x128_bulk"},
-      {128, 256, 288, 1, "128x256_bulk"},
+      {64, 32, 160, 6, "64x32_bulk"},           {128, 32, 288, 3, "128x32_bulk"},
+      {64, 64, 160, 5, "64x64_bulk"},           {64, 128, 160, 3, "64x128_bulk"},
+      {128, 64, 288, 2, "128x64_bulk"},         {128, 128, 288, 2, "128x128_bulk"},
+      {128, 256, 288, 1, "128x256_bulk"},       {128, 64, 288, 2, "128x64_halo", 1, 2},
+      {128, 128, 288, 2, "128x128_halo", 1, 2},
   };
   static constexpr GemmTile kPrologue[] = {{64, 32, 160, 5, "64x32_prologue"},
                                            {64, 64, 160, 4, "64x64_prologue"},
@@ -102,7 +127,8 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
   if (gemm_is_bulk(s)) {
     if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
     if (strict) return {kStrictBulk, 3};
-    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, 7} : GemmTiles{kBulk, 9};
+    const bool halo = s.has_window && gemm_has_halo(s);
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 9 : 7} : GemmTiles{kBulk, halo ? 13 : 9};
   }
   if (s.args->sm == 90) return {kAny, 1};
   return strict ? GemmTiles{kStrictAny, 2} : GemmTiles{kAny, 3};
@@ -122,15 +148,19 @@ inline int gemm_shared_limit(int sm) {
 // With as much of the depth in shared memory as leaves room for `resident` tiles; no tile where nothing does.
 inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int splits, int resident) {
   const bool strict = gemm_is_strict(s.args), bulk = tile.threads % 64 != 0;
-  const int bytes = (tile.rows + tile.columns * (strict ? 2 : 1)) * 128;
+  const bool has_halo = tile.down > 0;
+  if (has_halo && splits > 1) return {};
+  const int bytes = ((has_halo ? 0 : tile.rows) + tile.columns * (strict ? 2 : 1)) * 128;
+  const int halos = has_halo ? int(std::min<int64_t>(2, gemm_tap_blocks(s)) * gemm_halo(s, tile).bytes) : 0;
   const int depth = int(cuda::ceil_div(gemm_blocks(s), splits)), limit = gemm_shared_limit(s.args->sm);
   const int prologue = s.args->has_prologue ? depth * int(128 / gemm_element_bytes(s.args)) * 8 : 0;
-  const int beside_blocks = bulk ? kBulkBarriers + prologue : 2048;
+  const int beside_blocks = bulk ? kBulkBarriers + prologue + halos : 2048;
   const int exchanged = splits > 1 || s.args->activation > AI3_RELU6 ? tile.rows * tile.columns * 4 : 0;
   const int room = std::min(limit, (limit + 1024) / resident - 1024) - beside_blocks;
 
   constexpr int beside = 1;  // a block of depth that is copied while another is computed
-  int stages = std::min(room / bytes, 14);
+  if (room < 0) return {};
+  int stages = std::min(room / bytes, has_halo ? 12 : 14);
   if (!bulk) stages = std::min(stages, 6);
   if (std::min(stages, depth) < std::min(beside + 1, depth) || room < exchanged) return {};
   stages = std::max(stages, beside + 1);
@@ -148,23 +178,42 @@ struct GemmRates {
   double end, store;        // of a tile's area: its last step, and its share of what all write
   double power;             // how sharply the longest of what goes on at once decides
   double least;             // of a block of depth, however few its products
+  double rows;              // beside a block's products, of 128 of its rows that go through registers
 };
 
-// Fitted to all tiles and splits of layers at batch 10: of ResNet-50 and VGG16; with a prologue of DenseNet; in TF32 of
-// ResNet-50 and SqueezeNet. Other GPUs' order among tiles is that of Hopper's before its rows went through registers.
+// Fitted to all tiles and splits of layers at batch 10: of ResNet-50, VGG16 and DenseNet; in TF32 of ResNet-50, VGG16
+// and SqueezeNet. Other GPUs' order among tiles is that of Hopper's before its rows went through registers.
 inline const GemmRates& gemm_rates(const ai3_args* a) {
-  static constexpr GemmRates kHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461,
-                                   1428, 2835,  621.8, 10.33, 1.882, 218.2};
-  static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07, 0.9143,
-                                           1671, 1715,  1357,  16.14, 1.5,   263.8};
-  static constexpr GemmRates kTf32{1626, 841.7, 20570, 401.1, 307.2, 1.228, 1.324,
-                                   2169, 152.1, 3008,  21.28, 1.668, 200};
+  static constexpr GemmRates kHalf{1777, 534,  18360, 823.3, 194.1, 1.366, 0.8105,
+                                   2158, 2360, 431,   17.55, 1.5,   250.7, 0};
+  static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07,  0.9143,
+                                           1671, 1715,  1357,  16.14, 1.5,   263.8, 0};
+  static constexpr GemmRates kTf32{1377, 886,   20570, 585.8, 158.2, 0.5065, 1.875,
+                                   2477, 586.8, 3472,  23.68, 2.123, 236.5,  197.1};
   static constexpr GemmRates kOlderTf32{2118, 1100,  14320, 758.6, 229.6, 1.419, 1.776,
-                                        1841, 350.7, 2233,  12.21, 2.637, 0};
-  static constexpr GemmRates kStrict{1447, 2418, 30900, 1323, 686.1, 1.16, 1.328, 1367, 74.99, 684.8, 25.6, 2.0, 0};
+                                        1841, 350.7, 2233,  12.21, 2.637, 0,     0};
+  static constexpr GemmRates kStrict{1447, 2418, 30900, 1323, 686.1, 1.16, 1.328, 1367, 74.99, 684.8, 25.6, 2.0, 0, 0};
   if (a->dtype != AI3_FLOAT32) return a->has_prologue ? kHalfPrologue : kHalf;
   if (!a->allow_tf32) return kStrict;
   return a->sm == 90 ? kTf32 : kOlderTf32;
+}
+
+inline int64_t gemm_tiles_down(const GemmShape& s, const GemmTile& tile) {
+  return cuda::ceil_div(s.args->output.size[2], tile.down * 8);
+}
+inline int64_t gemm_tiles_right(const GemmShape& s, const GemmTile& tile) {
+  return cuda::ceil_div(s.args->output.size[3], tile.right * 8);
+}
+inline int64_t gemm_row_tiles(const GemmShape& s, const GemmTile& tile) {
+  if (tile.down == 0) return cuda::ceil_div(s.rows, tile.rows);
+  return s.args->output.size[0] * gemm_tiles_down(s, tile) * gemm_tiles_right(s, tile);
+}
+
+// What a tile reads for a block of depth.
+inline double gemm_block_bytes(const GemmShape& s, const GemmTile& tile, int parts) {
+  const double rows =
+      tile.down == 0 ? tile.rows * 128.0 : double(gemm_halo(s, tile).bytes) / double(s.kernel_h * s.kernel_w);
+  return rows + parts * tile.columns * 128.0;
 }
 
 inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
@@ -175,16 +224,14 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   const auto norm = [&](double x, double y, double z) {
     return std::pow(std::pow(x, r.power) + std::pow(y, r.power) + std::pow(z, r.power), 1 / r.power);
   };
-  const int64_t tiles = cuda::ceil_div(s.rows, t.rows) * cuda::ceil_div(s.columns, t.columns) * s.groups * c.splits;
+  const int64_t tiles = gemm_row_tiles(s, t) * cuda::ceil_div(s.columns, t.columns) * s.groups * c.splits;
   const auto depth = double(cuda::ceil_div(gemm_blocks(s), c.splits));
-  const double area = t.rows * t.columns / 16384.0, bytes = (t.rows + parts * t.columns) * 128;
+  const double area = t.rows * t.columns / 16384.0, bytes = gemm_block_bytes(s, t, parts);
   // Where the accelerator does not bring the blocks, the threads that multiply do.
   const double block = area * r.block * (t.columns <= 64 ? r.narrow : 1) * (t.columns == 32 ? r.narrow : 1) *
-                       (t.rows == 64 ? r.low : 1) * (bulk ? 1 : 4);
-  // Halves without a prologue were fitted without it, but for tiles that are as narrow.
-  const bool plain_halves = s.args->dtype != AI3_FLOAT32 && !s.args->has_prologue;
-  const double least = plain_halves && t.columns > 32 ? 0 : r.least;
-  const double alone = r.begin + depth * std::max({block, r.latency / std::min(c.slots, 14), least}) + area * r.end;
+                           (t.rows == 64 ? r.low : 1) * (bulk ? 1 : 4) +
+                       r.rows * t.rows / 128;
+  const double alone = r.begin + depth * std::max({block, r.latency / std::min(c.slots, 14), r.least}) + area * r.end;
   // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
   const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
   const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;

@@ -251,7 +251,7 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
     stage = stage + 1 == p.stages ? 0 : stage + 1;
     next = next + 1 == p.stages ? 0 : next + 1;
   } while (++i < count);
-  finish_gemm<T, Rows, Columns, Warps>(p, sums, first_row, first_column, group, shared, true);
+  finish_gemm<T, Rows, Columns, Warps>(p, sums, Layout::rows_from(first_row), first_column, group, shared, true);
 }
 
 }  // namespace ai3

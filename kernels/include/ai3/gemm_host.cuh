@@ -32,8 +32,8 @@ inline void gemm_pack(const GemmShape& s, void* dst) {
   cuda::launch(s.args, name, {cuda::ceil_div(total, 256)}, 256, 0, p);
 }
 
-// How the tensor memory accelerator finds the input: as pixels, or as the windows of output pixels.
-inline bool encode_tensor_map(const GemmShape& s, int tile_rows, void* map) {
+// How the tensor memory accelerator finds the input: as pixels, as the windows of output pixels, or as an image.
+inline bool encode_tensor_map(const GemmShape& s, const GemmTile& tile, void* map) {
   const ai3_args* a = s.args;
   const int64_t bytes = gemm_element_bytes(a), channels = s.groups * s.channels;
   static void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
@@ -50,18 +50,24 @@ inline bool encode_tensor_map(const GemmShape& s, int tile_rows, void* map) {
   const auto pixel = uint64_t(s.in_pixel * bytes);
   if (!s.has_window) {
     const uint64_t sizes[] = {uint64_t(channels), uint64_t(s.rows)};
-    const uint32_t box[] = {block, uint32_t(tile_rows)}, ones[] = {1, 1};
+    const uint32_t box[] = {block, uint32_t(tile.rows)}, ones[] = {1, 1};
     return matrix(map, type, 2, a->input.data, sizes, &pixel, box, ones, kNoInterleave, kSwizzle128, kPromote256,
                   kZeros) == 0;
   }
   const int64_t* in = a->input.size;
   const uint64_t sizes[] = {uint64_t(channels), uint64_t(in[3]), uint64_t(in[2]), uint64_t(in[0])};
   const uint64_t strides[] = {pixel, pixel * sizes[1], pixel * sizes[1] * sizes[2]};
+  if (tile.down > 0) {
+    const GemmHalo halo = gemm_halo(s, tile);
+    const uint32_t box[] = {block, uint32_t(halo.width), uint32_t(halo.height), 1}, ones[] = {1, 1, 1, 1};
+    return matrix(map, type, 4, a->input.data, sizes, strides, box, ones, kNoInterleave, kSwizzle128, kPromote256,
+                  kZeros) == 0;
+  }
   const int lower[] = {-int(a->pad_left), -int(a->pad_top)};
   const int upper[] = {int((a->output.size[3] - 1) * a->stride_w - a->pad_left - in[3] + 1),
                        int((a->output.size[2] - 1) * a->stride_h - a->pad_top - in[2] + 1)};
   const uint32_t steps[] = {1, uint32_t(a->stride_w), uint32_t(a->stride_h), 1};
-  return windows(map, type, 4, a->input.data, sizes, strides, lower, upper, block, uint32_t(tile_rows), steps,
+  return windows(map, type, 4, a->input.data, sizes, strides, lower, upper, block, uint32_t(tile.rows), steps,
                  kNoInterleave, kSwizzle128, kPromote256, kZeros) == 0;
 }
 
@@ -109,11 +115,12 @@ inline GemmParams gemm_params(const GemmShape& s) {
   p.rows = int(s.rows), p.columns = int(s.columns), p.channels = int(s.channels);
   p.packed_columns = int(gemm_packed_columns(s)), p.blocks = int(gemm_blocks(s));
   p.groups = int(s.groups);
-  p.height = p.width = p.out_pixels = p.out_width = 1;
+  p.height = p.width = p.out_pixels = p.out_width = p.out_height = 1;
   p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
   if (s.has_window) {
     p.height = int(a->input.size[2]), p.width = int(a->input.size[3]);
-    p.out_width = int(a->output.size[3]), p.out_pixels = int(a->output.size[2]) * p.out_width;
+    p.out_width = int(a->output.size[3]), p.out_height = int(a->output.size[2]);
+    p.out_pixels = p.out_height * p.out_width;
     p.kernel_h = int(a->kernel_h), p.kernel_w = int(a->kernel_w);
     p.stride_h = int(a->stride_h), p.stride_w = int(a->stride_w);
     p.dilation_h = int(a->dilation_h), p.dilation_w = int(a->dilation_w);
@@ -149,13 +156,19 @@ inline void run_gemm(const GemmShape& s, GemmChoice choice) {
     }
   } else if (bulk) {
     p.is_matrix = !s.has_window;
-    if (!encode_tensor_map(s, choice.tile->rows, p.tensor_map))
+    if (!encode_tensor_map(s, *choice.tile, p.tensor_map))
       return a->runtime->fail(a->runtime, "encoding the tensor map failed");
+    if (choice.tile->down > 0) {
+      const GemmHalo halo = gemm_halo(s, *choice.tile);
+      p.tiles_down = int(gemm_tiles_down(s, *choice.tile)), p.tiles_right = int(gemm_tiles_right(s, *choice.tile));
+      p.halo_height = int(halo.height), p.halo_width = int(halo.width), p.halo_bytes = int(halo.bytes);
+      p.halo_slots = std::min(2, p.tap_blocks);
+    }
   }
   name += choice.tile->name;
   p.stages = choice.stages, p.slots = choice.slots, p.ahead = choice.ahead;
   p.column_tiles = int(cuda::ceil_div(s.columns, choice.tile->columns));
-  const cuda::Grid grid{cuda::ceil_div(s.rows, choice.tile->rows) * p.column_tiles * s.groups, 1, choice.splits};
+  const cuda::Grid grid{gemm_row_tiles(s, *choice.tile) * p.column_tiles * s.groups, 1, choice.splits};
   const auto threads = unsigned(choice.tile->threads), shared = unsigned(choice.shared);
   if (a->sm != 90) {
     cuda::launch(a, name.c_str(), grid, threads, shared, p);

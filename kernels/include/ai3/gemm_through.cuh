@@ -44,20 +44,18 @@ __device__ __forceinline__ void round_rows(uint32_t (&a)[4]) {
 
 #if AI3_WGMMA
 // The products of one block of depth to their end, with the rows through registers, which `through(a, k)` changes: of
-// them the k-th 32 bytes.
-template <Math M, int Rows, int Columns, int Warps, typename Sums, typename Through>
-__device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile, int warp, bool accumulate,
+// them the k-th 32 bytes. The thread's row is the `row`-th from `rows` on.
+template <Math M, typename Layout, typename Sums, typename Through>
+__device__ __forceinline__ void multiply_rows_through(Sums& sums, uint32_t rows, int row, uint64_t b, bool accumulate,
                                                       const Through& through) {
-  using Layout = GemmLayout<Rows, Columns, Warps>;
   static_assert(Layout::kRowParts == 1, "more take too many registers");
-  const uint64_t b = matrix_descriptor(tile + Rows * 128);
-  const int row = Layout::row(warp) + threadIdx.x % 16, part = threadIdx.x % 32 / 16;
+  const int part = threadIdx.x % 32 / 16;
   constexpr int kAtOnce = Layout::kColumnParts > 1 ? 2 : 4;  // beside so many sums there are registers for no more
 #pragma unroll
   for (int first = 0; first < 4; first += kAtOnce) {
     uint32_t a[kAtOnce][4];
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) load_matrices(a[k], swizzled(tile, row, 2 * (first + k) + part));
+    for (int k = 0; k < kAtOnce; ++k) load_matrices(a[k], swizzled(rows, row, 2 * (first + k) + part));
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       through(a[k], first + k);
@@ -76,6 +74,15 @@ __device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile,
     wgmma_commit();
     wgmma_wait<0>();
   }
+}
+
+// The same of a tile whose rows follow each other, its weights behind them.
+template <Math M, int Rows, int Columns, int Warps, typename Sums, typename Through>
+__device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile, int warp, bool accumulate,
+                                                      const Through& through) {
+  using Layout = GemmLayout<Rows, Columns, Warps>;
+  multiply_rows_through<M, Layout>(sums, tile, Layout::row(warp) + int(threadIdx.x) % 16,
+                                   matrix_descriptor(tile + Rows * 128), accumulate, through);
 }
 
 #endif

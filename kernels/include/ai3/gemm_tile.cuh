@@ -23,12 +23,15 @@ struct GemmParams {
   int32_t rows, columns, channels;  // pixels; output and input channels of a group
   int32_t packed_columns, blocks;   // columns with their padding; blocks of depth
   int32_t column_tiles, groups;
-  int32_t height, width, out_pixels, out_width;
+  int32_t height, width, out_pixels, out_width, out_height;
   int32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
   // From a block of depth to the next: where each is of one tap, the next column of the window, then the next channels,
   // then the next row; else as many channels, columns and rows on.
   int32_t one_tap, tap_blocks, channel_step, column_step, row_step;
   int32_t is_matrix;  // the tensor map's two dimensions are channels and rows
+  // Of gemm_halo.cuh: tiles of an image, pixels and bytes of a tile's part of the image, and how many are there at
+  // once.
+  int32_t tiles_down, tiles_right, halo_height, halo_width, halo_bytes, halo_slots;
 
   int32_t stages, slots, ahead;  // of blocks of depth in shared memory; those that are used; those being copied
   int32_t activation, is_clamp;
@@ -273,6 +276,11 @@ struct GemmLayout {
   static __device__ __forceinline__ int row(int warp) { return warp / kWarpColumns * (Rows / kWarpRows); }
   static __device__ __forceinline__ int column(int warp) { return warp % kWarpColumns * kPartColumns; }
 #endif
+  // For finish_gemm(), where a tile's rows follow each other from `first` on.
+  static __device__ __forceinline__ auto rows_from(int first) {
+    const int row = first + GemmLayout::row(int(threadIdx.x) / 32) + int(threadIdx.x) % 32 / 4;
+    return [row](int i, int half) { return row + i * kRowStep + half * 8; };
+  }
 };
 
 #if AI3_WGMMA
@@ -299,15 +307,15 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, uint32_t tile, int war
 
 #endif
 
-// The end of a tile, whose sums are in the registers of its Warps warps; `computes` is false in any others.
-template <typename T, int Rows, int Columns, int Warps, typename Sums>
-__device__ __forceinline__ void finish_gemm(const GemmParams& p, const Sums& sums, int first_row, int first_column,
-                                            int group, unsigned char* shared, bool computes) {
+// The end of a tile, whose sums are in the registers of its Warps warps; `computes` is false in any others. The rows of
+// a thread's sums are row_of(i, half), of the i-th instruction the first or second eight.
+template <typename T, int Rows, int Columns, int Warps, typename Sums, typename RowOf>
+__device__ __forceinline__ void finish_gemm(const GemmParams& p, const Sums& sums, const RowOf& row_of,
+                                            int first_column, int group, unsigned char* shared, bool computes) {
   using Layout = GemmLayout<Rows, Columns, Warps>;
   constexpr int kThreads = Warps * 32, kCount = 16 / sizeof(T), kPartSums = Layout::kPartColumns / 2;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const GemmEnd<T> end{p, group};
-  const int row = first_row + Layout::row(warp) + lane / 4;
   const int column = first_column + Layout::column(warp) + lane % 4 * kCount;
   constexpr int kRuns = kPartSums / kCount / 2;  // of channels in a row of one instruction's sums
   if (gridDim.z == 1 && p.is_clamp) {
@@ -323,8 +331,7 @@ __device__ __forceinline__ void finish_gemm(const GemmParams& p, const Sums& sum
             float v[kCount];
 #pragma unroll
             for (int e = 0; e < kCount; ++e) v[e] = sums[i][j][(run * kCount / 2 + e / 2) * 4 + half * 2 + e % 2];
-            end.template store<true>(row + i * Layout::kRowStep + half * 8,
-                                     column + j * Layout::kPartColumns + run * kCount * 4, v);
+            end.template store<true>(row_of(i, half), column + j * Layout::kPartColumns + run * kCount * 4, v);
           }
         }
       }
@@ -387,8 +394,7 @@ __device__ __forceinline__ void finish_gemm(const GemmParams& p, const Sums& sum
     }
     const int half = unit % 2, run = unit / 2 % kRuns, j = unit / 2 / kRuns % Layout::kColumnParts;
     const int i = unit / 2 / kRuns / Layout::kColumnParts;
-    end.template store<false>(row + i * Layout::kRowStep + half * 8,
-                              column + j * Layout::kPartColumns + run * kCount * 4, v);
+    end.template store<false>(row_of(i, half), column + j * Layout::kPartColumns + run * kCount * 4, v);
   }
 #if AI3_WGMMA
   if (gridDim.z > 1) cluster_barrier();  // the other blocks still read this one's sums

@@ -124,10 +124,11 @@ __device__ __forceinline__ void wgmma_wait() {
 // What this thread wrote to shared memory becomes visible to wgmma after a barrier.
 __device__ __forceinline__ void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// A matrix in shared memory whose rows are 128 bytes of depth, their 16-byte parts permuted by the row modulo 8.
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kEightRows = uint64_t(1024 >> 4) << 32;
-  return kSwizzle128 | kEightRows | uint64_t(1) << 16 | ((address & 0x3ffff) >> 4);
+// A matrix in shared memory whose rows are 128 bytes of depth, their 16-byte parts permuted by the address in units of
+// 128 bytes modulo 8; `eight_rows` bytes from eight rows to the next.
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t eight_rows = 1024) {
+  constexpr uint64_t kSwizzle128 = uint64_t(1) << 62;
+  return kSwizzle128 | uint64_t(eight_rows >> 4) << 32 | uint64_t(1) << 16 | ((address & 0x3ffff) >> 4);
 }
 
 #define AI3_TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
@@ -231,6 +232,15 @@ __device__ __forceinline__ void copy_matrix(uint32_t to, const void* map, int co
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
           "r"(to),
       "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+// A block of channels of a rectangle of an image's pixels, zeros where it reaches out of the image.
+__device__ __forceinline__ void copy_image(uint32_t to, const void* map, int channel, int x, int y, int image,
+                                           uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(to),
+      "l"(map), "r"(channel), "r"(x), "r"(y), "r"(image), "r"(barrier)
       : "memory");
 }
 // A block of channels of one tap for the output pixels from the one whose window begins at (x, y) on.

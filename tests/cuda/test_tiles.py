@@ -1,0 +1,88 @@
+"""Every tile of the implicit GEMM, with its depth in any number of shares, whichever the model of their time chooses.
+
+Sums end with a bias and a ReLU from registers, and with a residual and a SiLU through shared memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from ai3_compile import registry
+from ai3_compile.backends import builder
+from ai3_compile.ops import activations
+from ai3_compile.testing import calls, harness, references
+from ai3_compile.testing.cases import NONE, Conv
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+ALGORITHM = registry.find("conv2d", "implicit gemm@cuda")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
+# Tiles of images are of 8x16, 16x16 and fewer pixels; blocks of depth of 64 channels, in float32 of 32.
+CASES = (
+    Conv("image-equal", 64, (16, 16), 64, batch=2),
+    Conv("image-below", 72, (7, 9), 40, batch=3),
+    Conv("image-above", 128, (17, 33), 136, padding=(0, 2, 1, 1)),
+    Conv("image-divides", 64, (32, 48), 128),
+    Conv("window-5x5", 192, (24, 15), 64, (5, 5)),
+    Conv("window-1x7", 64, (18, 18), 192, (1, 7), batch=2),
+    Conv("dilation", 64, (33, 20), 64, dilation=(2, 3)),
+    Conv("groups", 128, (19, 17), 96, batch=2, groups=2),
+    Conv("stride", 64, (31, 30), 72, stride=(2, 2), batch=2),
+    Conv("matrix", 264, (15, 14), 72, (1, 1), batch=2, padding=NONE),
+)
+_MOST_TILES = 32
+
+
+@pytest.fixture(scope="module")
+def library():
+    platform = registry.platforms()["cuda"]
+    platform.load([ALGORITHM])
+    (path,) = builder.build_many([platform.request(ALGORITHM)])
+    found = ctypes.CDLL(str(path))
+    found.ai3_run_tile.argtypes = [ctypes.POINTER(harness.abi.Args), ctypes.c_int32, ctypes.c_int32]
+    found.ai3_run_tile.restype = ctypes.c_char_p
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", ["bias, residual, relu", "bias, residual, silu"])
+def test_every_tile(case, dtype, variant, library):
+    made = calls.in_dtype(calls.conv2d(case, torch.float32, variant), DTYPES[dtype], "cuda")
+    if made.activation == "relu":
+        made = dataclasses.replace(made, residual=None)
+    expected, computed, found = made.compute(torch.float64), set(), []
+    limit = 2e-3 if dtype == "tf32" else references.bound("conv2d", ALGORITHM.name, made.spec.dtype, made.terms)
+    own = harness.table_of(ALGORITHM)
+    table = harness.abi.Kernel.from_buffer_copy(own)
+    for tile, splits in itertools.product(range(_MOST_TILES), (1, 2, 4, 8)):
+        names = []
+
+        def run(args):
+            name = library.ai3_run_tile(args, tile, splits)  # noqa: B023
+            if name is None:
+                own.run(args)
+            else:
+                names.append(name.decode())  # noqa: B023
+
+        kept = table.run = type(table.run)(run)
+        number = activations.NUMBERS[made.activation]
+        how = {"layout": harness.abi.NHWC, "allow_tf32": dtype == "tf32"}
+        output = harness.run_kernel(table, made.spec, *made.tensors, number, **how)
+        del kept
+        if names:
+            error = references.judge(output, expected, limit)[1]
+            computed.add((names[0], splits))
+            found += [] if error is None else [f"{names[0]}, {splits} shares: {error}"]
+    assert not found, "\n".join(found[:8])
+    assert {splits for _, splits in computed} >= {1}
+    if torch.cuda.get_device_capability() == (9, 0):
+        tiles = {name for name, _ in computed}
+        has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
+        assert any(name.endswith("_halo") for name in tiles) == has_halo, tiles
+        assert {splits for _, splits in computed} >= {1, 2, 4}
