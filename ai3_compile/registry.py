@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -278,11 +279,18 @@ def cannot_run(devices: Iterable[str]) -> dict[str, str]:
 
 def prepare(operations_and_devices: Iterable[tuple[str, str]]) -> None:
     """Builds what is not built yet of the algorithms for these operations and devices, together, and loads them."""
-    wanted = set(operations_and_devices)
+    wanted, known = set(operations_and_devices), algorithms()
+    loads: list[Callable[[], None]] = []
     for platform in platforms().values():
         operations = {operation for operation, device in wanted if platform.device in (None, device)}
         if operations and platform.unavailable() is None:
-            platform.load([a for a in algorithms() if a.platform == platform.name and a.operation in operations])
+            own = [a for a in known if a.platform == platform.name and a.operation in operations]
+            loads.append(functools.partial(platform.load, own))
+    if loads:
+        # Those of one platform are built together, those of several at the same time.
+        with ThreadPoolExecutor(len(loads)) as pool:
+            for done in [pool.submit(load) for load in loads]:
+                done.result()
 
 
 _loading = threading.Lock()

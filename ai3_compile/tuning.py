@@ -76,9 +76,14 @@ def _key(spec: OpSpec, candidates: list[Algorithm], use: Use) -> str:
 def _measured_once(key: str, spec: OpSpec, candidates: list[Algorithm], use: Use) -> Mapping[str, float]:
     """From the store, or measured now by one of the processes that come to it at once, as the ranks of a training do:
     the others read what it has measured, and choose the same. A lock and no collective, as not all of them may come."""
-    for name in sorted({a.platform for a in candidates}):
+    by_platform = {
+        name: [a for a in candidates if a.platform == name] for name in sorted({a.platform for a in candidates})
+    }
+    for name, algorithms in by_platform.items():
+        registry.platforms()[name].announce(algorithms, spec)
+    for name, algorithms in by_platform.items():
         # In each of them: what it finds is loaded into the process.
-        registry.platforms()[name].search([a for a in candidates if a.platform == name], spec, use)
+        registry.platforms()[name].search(algorithms, spec, use)
     on_gpu = spec.device == "cuda"
     with _locked(key, spec):
         found = _load(key)

@@ -40,6 +40,9 @@ class Platform(Protocol):
     def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, use: Use) -> None:
         """Before these algorithms are measured, or run: finds the fastest of the ways that any of them has."""
 
+    def announce(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+        """These will run the operation soon: what only that needs may be made ready in the background."""
+
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm works on channels_last images without converting them."""
 

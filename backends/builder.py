@@ -97,7 +97,7 @@ def build_many(requests: Sequence[Request]) -> list[Path]:
     missing = {key: request for key, request in zip(keys, requests) if found[key] is None}
     if missing:
         _put_ninja_on_path()
-        with ThreadPoolExecutor(min(_jobs(), len(missing))) as pool:
+        with ThreadPoolExecutor(min(jobs(), len(missing))) as pool:
             built = pool.map(lambda item: cache.obtain(item[0], functools.partial(_compile, item[1])), missing.items())
             found.update(zip(missing, built))
     return [path for path in (found[key] for key in keys) if path is not None]
@@ -379,6 +379,6 @@ def _put_ninja_on_path() -> None:
         os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{ninja.BIN_DIR}"
 
 
-def _jobs() -> int:
+def jobs() -> int:
     text = os.environ.get("MAX_JOBS", "")
     return max(1, int(text)) if text.isdigit() else os.cpu_count() or 1

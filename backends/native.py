@@ -149,6 +149,9 @@ class NativePlatform:
     def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, use: Use) -> None:
         """Nothing to search: an algorithm has one way."""
 
+    def announce(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+        """Nothing to make ready."""
+
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.NHWC)
 

@@ -40,10 +40,10 @@ def arch(sm: int) -> str:
     return f"sm_{sm}{'a' if sm >= 90 else ''}"
 
 
-def compile(name: str, source: Path, sm: int, include_dirs: Sequence[Path]) -> bytes:
+def compile(name: str, source: Path, sm: int, flags: Sequence[str], include_dirs: Sequence[Path]) -> bytes:
     """The cubin of a file. Raises BuildError with what the compiler said."""
     nvrtc = _checked()
-    options = [f"-arch={arch(sm)}", *FLAGS, *(f"-I{folder}" for folder in (*include_dirs, source.parent))]
+    options = [f"-arch={arch(sm)}", *flags, *(f"-I{folder}" for folder in (*include_dirs, source.parent))]
     if _numbers() >= _SPLITS_SINCE:
         options.append(_SPLIT)
     program = c_void_p()

@@ -37,6 +37,9 @@ class TorchPlatform:
     def search(self, algorithms: Sequence[Algorithm], spec: OpSpec, use: Use) -> None:
         """Nothing to search."""
 
+    def announce(self, algorithms: Sequence[Algorithm], spec: OpSpec) -> None:
+        """Nothing to make ready."""
+
     def prefers_channels_last(self, algorithm: Algorithm) -> bool:
         return False
 

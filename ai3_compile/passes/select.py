@@ -43,6 +43,7 @@ def run(graph: Graph, context: Context) -> None:
             log.debug("%s", context.report.rows[-1])
             if decision.chosen.platform != "torch":
                 assert isinstance(decision.chosen, registry.Algorithm)
+                registry.platforms()[decision.chosen.platform].announce([decision.chosen], spec)
                 with graph.inserting_before(node):
                     new = operation.emit(node, spec, decision.chosen, static.__contains__)
                 context.report.rename(node, new)

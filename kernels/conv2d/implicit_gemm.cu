@@ -8,6 +8,7 @@
 
 #else
 
+#define AI3_CODE_IN_PARTS
 #include <ai3/gemm_few_host.cuh>
 
 namespace {

@@ -6,6 +6,7 @@
 
 #else
 
+#define AI3_CODE_IN_PARTS
 #include <ai3/gemm_host.cuh>
 
 namespace {

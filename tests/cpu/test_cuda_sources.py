@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
 
 import pytest
+import torch
 
 from ai3_compile import registry
-from ai3_compile.backends import builder
+from ai3_compile.backends import abi, builder, native
+from ai3_compile.ops import OPERATIONS
+from ai3_compile.testing import harness
 
 SOURCES = [*(a for a in registry.algorithms() if a.platform == "cuda"), registry.EPILOGUE]
 NVCC = shutil.which("nvcc")
@@ -56,10 +60,6 @@ def test_no_kernel_spills(algorithm, arch, tmp_path):
 @pytest.mark.parametrize("algorithm", SOURCES, ids=lambda a: f"{a.operation}-{a.name}")
 def test_the_hosts_part_compiles_and_exports_its_table(algorithm):
     """As it is built on a machine with a GPU; the table answers questions without one."""
-    import ctypes
-
-    from ai3_compile.backends import abi
-
     request = builder.kernel_request(algorithm.label, (algorithm.source,), link_flags=("-ldl",))
     (path,) = builder.build_many([request])
     library = ctypes.CDLL(str(path))
@@ -67,6 +67,42 @@ def test_the_hosts_part_compiles_and_exports_its_table(algorithm):
     assert (table.operation.decode(), table.algorithm.decode()) == (algorithm.operation, algorithm.name)
     assert table.flags & abi.EPILOGUE or algorithm.operation not in ("conv2d", "linear")
     assert hasattr(library, "ai3_set_device_code")
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "dtype", "tf32", "part"),
+    [
+        ("linear", "gemm", torch.float16, False, 1),
+        ("linear", "gemm", torch.bfloat16, False, 2),
+        ("linear", "gemm", torch.float32, True, 3),
+        ("linear", "gemm", torch.float32, False, 4),
+        ("linear", "gemm", torch.float64, False, 5),
+        ("relu", "direct", torch.float16, False, 0),  # of a file whose code is in one
+    ],
+)
+def test_device_code_is_asked_for_at_the_first_launch_as_the_part_that_it_needs(operation, name, dtype, tf32, part):
+    """And asked for again by the next, where there is none: what the compiler said is the call's error."""
+    algorithm = registry.find(operation, f"{name}@cuda")
+    (path,) = builder.build_many([registry.platforms()["cuda"].request(algorithm)])
+    library = ctypes.CDLL(str(path))
+    weight = (7, 5) if operation == "linear" else None
+    spec = OPERATIONS[operation].spec("", (3, 5), weight, False, dtype, "cuda", {})
+    args, failures, asked = native.args_of(spec, abi.NCHW), [], []
+    args.sm, args.allow_tf32 = 80, tf32
+    runtime = harness.runtime(failures, 1)
+    args.runtime = ctypes.pointer(runtime)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int)
+    def provide(sm, wanted):
+        asked.append((sm, wanted))
+        library.ai3_set_device_code(sm, wanted, b"", ctypes.c_uint64(0), b"the compiler's words")
+
+    library.ai3_set_device_code_provider(provide)
+    for _ in range(2):
+        abi.kernel_table(library).run(args)
+    library.ai3_set_device_code_provider(None)
+    assert asked == [(80, part)] * 2
+    assert failures == ["the compiler's words"] * 2
 
 
 def test_no_kernel_lets_the_next_one_start_before_its_end():

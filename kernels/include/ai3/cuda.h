@@ -3,7 +3,20 @@
 #ifndef AI3_CUDA_H
 #define AI3_CUDA_H
 
+// A file whose kernels take long to compile has them in parts, one a dtype, and says so to the host by
+// AI3_CODE_IN_PARTS: what a call needs is one of them. Part 0 is all.
+#define AI3_PART_FLOAT16 1
+#define AI3_PART_BFLOAT16 2
+#define AI3_PART_TF32 3
+#define AI3_PART_FLOAT32 4
+#define AI3_PART_FLOAT64 5
+
 #ifdef __CUDACC__
+
+#ifndef AI3_PART
+#define AI3_PART 0
+#endif
+#define AI3_HAS_PART(part) (AI3_PART == 0 || AI3_PART == (part))
 
 #ifdef __CUDACC_RTC__  // nvcc has them already
 using int64_t = long long;
@@ -24,7 +37,6 @@ using uint32_t = unsigned int;
 #include <dlfcn.h>
 
 #include <cstdint>
-#include <cstdio>
 #include <map>
 #include <mutex>
 #include <string>
@@ -61,7 +73,26 @@ struct Driver {
   }
 };
 
-// The device code of this file, by compute capability; what it launches, by device.
+// The part of this file's device code that a call needs.
+inline int part_of([[maybe_unused]] const ai3_args* args) {
+#ifdef AI3_CODE_IN_PARTS
+  switch (args->dtype) {
+    case AI3_FLOAT16:
+      return AI3_PART_FLOAT16;
+    case AI3_BFLOAT16:
+      return AI3_PART_BFLOAT16;
+    case AI3_FLOAT32:
+      return args->allow_tf32 ? AI3_PART_TF32 : AI3_PART_FLOAT32;
+    default:
+      return AI3_PART_FLOAT64;
+  }
+#else
+  return 0;
+#endif
+}
+
+// The device code of this file, by compute capability and part; what it launches, by device. Code that is not there is
+// asked for when it is first launched.
 class Code {
  public:
   static Code& get() {
@@ -69,24 +100,40 @@ class Code {
     return *code;
   }
 
-  void add(int sm, std::string image) {
+  // Called with a compute capability and a part, it calls ai3_set_device_code().
+  using Provider = void (*)(int sm, int part);
+  void set_provider(Provider provider) {
     const std::lock_guard lock(mutex_);
-    images_.try_emplace(sm, std::move(image));
+    provider_ = provider;
+  }
+
+  void add(int sm, int part, std::string image, std::string error) {
+    const std::lock_guard lock(mutex_);
+    Image& to = images_[{sm, part}];
+    if (to.code.empty()) to = {std::move(image), std::move(error)};
   }
 
   // Null, with the reason in `error`, where it cannot be loaded.
   void* kernel(const ai3_args* args, const char* name, unsigned shared, std::string& error) {
-    const std::lock_guard lock(mutex_);
+    const std::pair<int, int> code{args->sm, part_of(args)};
+    std::unique_lock lock(mutex_);
+    if (const auto it = images_.find(code); (it == images_.end() || it->second.code.empty()) && provider_ != nullptr) {
+      const Provider provide = provider_;
+      lock.unlock();
+      provide(code.first, code.second);
+      lock.lock();
+    }
     Loaded& loaded = kernels_[{args->device, name}];
     if (loaded.kernel != nullptr && shared <= loaded.shared) return loaded.kernel;
+    const Image& image = images_[code];
+    if (image.code.empty())
+      return error = image.error.empty() ? "it is not compiled for this GPU" : image.error, nullptr;
     const Driver* driver = Driver::get();
     if (driver == nullptr) return error = "the driver libcuda.so.1 cannot be loaded", nullptr;
     void* kernel = nullptr;
-    void*& library = libraries_[args->sm];
-    const auto image = images_.find(args->sm);
-    if (image == images_.end()) return error = "it is not compiled for this GPU", nullptr;
+    void*& library = libraries_[code];
     if (library == nullptr &&
-        failed(driver->library_load(&library, image->second.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+        failed(driver->library_load(&library, image.code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
                "loading its device code", error)) {
       return nullptr;
     }
@@ -113,8 +160,12 @@ class Code {
 
  private:
   std::mutex mutex_;
-  std::map<int, std::string> images_;
-  std::map<int, void*> libraries_;
+  struct Image {
+    std::string code, error;
+  };
+  Provider provider_ = nullptr;
+  std::map<std::pair<int, int>, Image> images_;
+  std::map<std::pair<int, int>, void*> libraries_;
   struct Loaded {
     void* kernel;
     unsigned shared;  // dynamic bytes that it may be launched with
@@ -146,9 +197,22 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace ai3::cuda
 
-// Hands over the device code for one compute capability, as the cubin that NVRTC made.
-extern "C" AI3_EXPORT inline __attribute__((used)) void ai3_set_device_code(int sm, const void* code, uint64_t bytes) {
-  ai3::cuda::Code::get().add(sm, std::string(static_cast<const char*>(code), bytes));
+// Who is asked for device code.
+extern "C" AI3_EXPORT inline __attribute__((used)) void ai3_set_device_code_provider(
+    ai3::cuda::Code::Provider provider) {
+  ai3::cuda::Code::get().set_provider(provider);
+}
+
+// Hands over a part of the device code for one compute capability, as the cubin that NVRTC made; without any, why.
+extern "C" AI3_EXPORT inline __attribute__((used)) void ai3_set_device_code(int sm, int part, const void* code,
+                                                                            uint64_t bytes, const char* error) {
+  ai3::cuda::Code::get().add(sm, part, std::string(static_cast<const char*>(code), bytes),
+                             error == nullptr ? "" : error);
+}
+
+// The part that a call needs.
+extern "C" AI3_EXPORT inline __attribute__((used)) int ai3_device_code_part(const ai3_args* args) {
+  return ai3::cuda::part_of(args);
 }
 
 #endif

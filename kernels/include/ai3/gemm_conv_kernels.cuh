@@ -14,12 +14,6 @@ namespace ai3 {
   AI3_GEMM_BULK(name, math, 64, 64, 4, 4, _prologue, true)  \
   AI3_GEMM_BULK(name, math, 64, 128, 4, 3, _prologue, true) \
   AI3_GEMM_BULK(name, math, 128, 64, 8, 2, _prologue, true)
-AI3_GEMMS_PROLOGUE(float16, kFloat16)
-AI3_GEMMS_PROLOGUE(bfloat16, kBFloat16)
-AI3_GEMMS_PROLOGUE(tf32, kTf32)
-AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _prologue, true)
-AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _prologue, true)
-
 #define AI3_GEMM_HALO(math_name, math, down, right, columns, blocks, tile)                    \
   AI3_KERNEL_BLOCKS(8 * 32 + 32, blocks, gemm_##math_name##_##tile##_halo, ai3::GemmParams) { \
     ai3::implicit_gemm_halo<ai3::Math::math, down, right, columns, 8>(p);                     \
@@ -29,10 +23,24 @@ AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _prologue, true)
   AI3_GEMM_HALO(name, math, 1, 2, 128, 2, 128x128) \
   AI3_GEMM_HALO(name, math, 2, 2, 64, 2, 256x64)   \
   AI3_GEMM_HALO(name, math, 2, 2, 128, 1, 256x128)
+
+#if AI3_HAS_PART(AI3_PART_FLOAT16)
+AI3_GEMMS_PROLOGUE(float16, kFloat16)
 AI3_GEMMS_HALO(float16, kFloat16)
+#endif
+#if AI3_HAS_PART(AI3_PART_BFLOAT16)
+AI3_GEMMS_PROLOGUE(bfloat16, kBFloat16)
 AI3_GEMMS_HALO(bfloat16, kBFloat16)
+#endif
+#if AI3_HAS_PART(AI3_PART_TF32)
+AI3_GEMMS_PROLOGUE(tf32, kTf32)
 AI3_GEMM_HALO(tf32, kTf32, 1, 2, 64, 2, 128x64)
 AI3_GEMM_HALO(tf32, kTf32, 1, 2, 128, 1, 128x128)
+#endif
+#if AI3_HAS_PART(AI3_PART_FLOAT32)
+AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _prologue, true)
+AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _prologue, true)
+#endif
 
 }  // namespace ai3
 

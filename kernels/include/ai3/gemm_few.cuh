@@ -262,11 +262,19 @@ __device__ __forceinline__ void pack_few(const FewPackParams& p) {
 
 #define AI3_FEW(name, math, blocks) \
   AI3_KERNEL_BLOCKS(ai3::kFewThreads, blocks, few_##name, ai3::FewParams) { ai3::few_channels<ai3::Math::math>(p); }
+#if AI3_HAS_PART(AI3_PART_FLOAT16)
 AI3_FEW(float16, kFloat16, 4)
+#endif
+#if AI3_HAS_PART(AI3_PART_BFLOAT16)
 AI3_FEW(bfloat16, kBFloat16, 4)
-AI3_FEW(tf32, kTf32, 3)
+#endif
+#if AI3_HAS_PART(AI3_PART_FLOAT16) || AI3_HAS_PART(AI3_PART_BFLOAT16)
 AI3_KERNEL(256, few_pack_float16, ai3::FewPackParams) { ai3::pack_few<unsigned short>(p); }
+#endif
+#if AI3_HAS_PART(AI3_PART_TF32)
+AI3_FEW(tf32, kTf32, 3)
 AI3_KERNEL(256, few_pack_tf32, ai3::FewPackParams) { ai3::pack_few<uint32_t>(p); }
+#endif
 
 }  // namespace ai3
 

@@ -78,7 +78,9 @@ __device__ __forceinline__ void implicit_gemm_float64(const GemmParams& p) {
   }
 }
 
+#if AI3_HAS_PART(AI3_PART_FLOAT64)
 AI3_KERNEL(256, gemm_float64, ai3::GemmParams) { ai3::implicit_gemm_float64(p); }
+#endif
 
 }  // namespace ai3
 

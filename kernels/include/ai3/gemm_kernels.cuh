@@ -66,10 +66,6 @@ __device__ __forceinline__ void pack_gemm(const GemmPackParams& p) {
   AI3_GEMM(name, math, 64, 64, 4, , false) \
   AI3_GEMM(name, math, 64, 64, 4, _gather, true)
 
-AI3_GEMMS_ANY(float16, kFloat16)
-AI3_GEMMS_ANY(bfloat16, kBFloat16)
-AI3_GEMMS_ANY(tf32, kTf32)
-AI3_GEMMS_ANY(float32, kFloat32)
 #if AI3_WGMMA
 #define AI3_GEMMS_BULK(name, math)                       \
   AI3_GEMM_BULK(name, math, 64, 32, 4, 5, _bulk, false)  \
@@ -83,24 +79,45 @@ AI3_GEMMS_ANY(float32, kFloat32)
   AI3_GEMM_BULK(name, math, 128, 128, 8, 2, _bulk, false) \
   AI3_GEMM_BULK(name, math, 256, 64, 8, 2, _bulk, false)  \
   AI3_GEMM_BULK(name, math, 256, 128, 8, 1, _bulk, false)
-AI3_GEMMS_BULK(tf32, kTf32)
-AI3_GEMM_BULK(tf32, kTf32, 128, 64, 8, 2, _bulk, false)
-AI3_GEMM_BULK(tf32, kTf32, 128, 128, 8, 1, _bulk, false)
-AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _bulk, false)
-AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _bulk, false)
-AI3_GEMM_BULK(float32, kFloat32, 128, 128, 8, 1, _bulk, false)
 #else
 #define AI3_GEMMS(name, math)               \
   AI3_GEMM(name, math, 128, 64, 8, , false) \
   AI3_GEMM(name, math, 128, 128, 8, , false)
+#endif
+
+#if AI3_HAS_PART(AI3_PART_FLOAT16)
+AI3_GEMMS_ANY(float16, kFloat16)
+AI3_GEMMS(float16, kFloat16)
+#endif
+#if AI3_HAS_PART(AI3_PART_BFLOAT16)
+AI3_GEMMS_ANY(bfloat16, kBFloat16)
+AI3_GEMMS(bfloat16, kBFloat16)
+#endif
+#if AI3_HAS_PART(AI3_PART_FLOAT16) || AI3_HAS_PART(AI3_PART_BFLOAT16)
+AI3_GEMM_PACK(float16, kFloat16)
+#endif
+#if AI3_HAS_PART(AI3_PART_TF32)
+AI3_GEMMS_ANY(tf32, kTf32)
+#if AI3_WGMMA
+AI3_GEMMS_BULK(tf32, kTf32)
+AI3_GEMM_BULK(tf32, kTf32, 128, 64, 8, 2, _bulk, false)
+AI3_GEMM_BULK(tf32, kTf32, 128, 128, 8, 1, _bulk, false)
+#else
 AI3_GEMMS(tf32, kTf32)
+#endif
+AI3_GEMM_PACK(tf32, kTf32)
+#endif
+#if AI3_HAS_PART(AI3_PART_FLOAT32)
+AI3_GEMMS_ANY(float32, kFloat32)
+#if AI3_WGMMA
+AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _bulk, false)
+AI3_GEMM_BULK(float32, kFloat32, 64, 128, 4, 2, _bulk, false)
+AI3_GEMM_BULK(float32, kFloat32, 128, 128, 8, 1, _bulk, false)
+#else
 AI3_GEMM(float32, kFloat32, 128, 64, 8, , false)
 #endif
-AI3_GEMMS(float16, kFloat16)
-AI3_GEMMS(bfloat16, kBFloat16)
-AI3_GEMM_PACK(float16, kFloat16)
-AI3_GEMM_PACK(tf32, kTf32)
 AI3_GEMM_PACK(float32, kFloat32)
+#endif
 
 }  // namespace ai3
 

@@ -14,6 +14,7 @@
        [](const void* params) { name(*static_cast<const Params*>(params)); }}}; \
   static void name(const Params p)
 #define AI3_KERNEL_BLOCKS(threads, blocks, name, Params) AI3_KERNEL(threads, name, Params)
+#define AI3_HAS_PART(part) 1
 
 #else
 
