@@ -69,7 +69,9 @@ def _row(call: Call, known: list[registry.Algorithm]) -> dict[str, Any]:
         for name, run in sides.items():
             core_errors[name] = ((run().double() - expected).abs().max() / expected.abs().max()).item()
     seconds = gpu_timing.seconds(sides)
+    operations = 2 * expected.numel() * call.terms
     return {
+        "GFLOP/s": {name: operations / value / 1e9 for name, value in seconds.items()},
         "milliseconds": {name: value * 1e3 for name, value in seconds.items()},
         "relative error": core_errors,
         "refused": refused,

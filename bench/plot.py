@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import models, peak, peers
+from . import gpu, models, peak, peers
 
 _GROUP = 0.8
 NEEDS = "no plot: matplotlib is not installed"
@@ -52,31 +52,42 @@ def _models(figure: Any, result: Mapping[str, Any]) -> None:
 _OURS = {peer.name for peer in peers.OURS}
 
 
+def _color(number: int) -> str:
+    """Matplotlib's ten, then lighter ones."""
+    return f"C{number}" if number < 10 else ("0.3", "0.45", "0.6", "0.7", "0.8", "0.9")[number % 6]
+
+
 def _layers(figure: Any, result: Mapping[str, Any]) -> None:
-    """A panel for each group of shapes: effective GFLOP/s of each side, and the measured peak."""
+    """A panel for each group of shapes, on a GPU for each precision: effective GFLOP/s of each side, and on the CPU the
+    measured peak."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
-        groups.setdefault(row.get("group", result["bench"]), []).append(row)
+        name = ", ".join(row[key] for key in ("group", "precision") if key in row) or result["bench"]
+        groups.setdefault(name, []).append(row)
     names = list(dict.fromkeys(name for row in result["rows"] for name in row["GFLOP/s"]))
     longest = max(len(rows) for rows in groups.values())
     figure.set_size_inches(max(7.0, 1.6 * longest + 2), 0.8 + 2.8 * len(groups))
-    best = result["peak"][peak.GFLOPS][str(result["threads"])]
+    best = result["peak"][peak.GFLOPS][str(result["threads"])] if "peak" in result else None
     width = _GROUP / len(names)
     for panel, (group, rows) in enumerate(groups.items()):
         axes = figure.add_subplot(len(groups), 1, panel + 1)
         for i, name in enumerate(names):
             places = [at - _GROUP / 2 + (i + 0.5) * width for at in range(len(rows))]
             rates = [row["GFLOP/s"].get(name, 0.0) for row in rows]
-            axes.bar(places, rates, width, label=None if panel else name, color=f"C{i}")
-        axes.axhline(best, color="black", linewidth=1, linestyle="--", label=None if panel else "measured FMA peak")
+            axes.bar(places, rates, width, label=None if panel else name, color=_color(i))
+        if best is not None:
+            label = None if panel else "measured FMA peak"
+            axes.axhline(best, color="black", linewidth=1, linestyle="--", label=label)
         axes.set_xticks(range(len(rows)), [row["shape"].replace(" ", "\n", 1) for row in rows], fontsize=7)
         axes.set_ylabel("effective GFLOP/s", fontsize=8)
         axes.set_title(group, fontsize=9)
         axes.grid(axis="y", linewidth=0.4)
         axes.set_axisbelow(True)
     figure.suptitle(f"{result['bench']}, {_where(result)}", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=5 if len(names) <= 10 else 4, fontsize=8 if len(names) <= 10 else 7)
 
 
 def _where(result: Mapping[str, Any]) -> str:
+    if result.get("device") == "cuda":
+        return gpu.where(result)
     return f"{result['threads']} threads of {result['cpu']} ({result['isa']}), torch {result['versions']['torch']}"
