@@ -8,6 +8,7 @@ since the last call, they are packed anew where they lie.
 from __future__ import annotations
 
 import gc
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -84,8 +85,11 @@ def _counts_beside(weights: Sequence[torch.Tensor]) -> list[torch.Tensor | None]
     return [counts.get(id(weight)) for weight in weights]
 
 
+_ADDRESS, _VERSION = torch.Tensor.data_ptr, operator.attrgetter("_version")
+
+
 def _version(weight: torch.Tensor) -> int:
-    """An inference tensor has none: it is packed at every call."""
+    """An inference tensor has none."""
     return -1 if weight.is_inference() else weight._version
 
 
@@ -110,10 +114,13 @@ class Guarded:
         max_workspace: int | None = None,
     ) -> None:
         self._run, self._constants, self._calls = run, tuple(constants), calls
-        self._static, self._max_workspace = static, max_workspace
+        self._max_workspace = max_workspace
+        self._static = static
         self._addresses: list[int] | None = None
+        self._identities: list[int] = []
+        self._versioned: list[torch.Tensor] = []
         self._counts: list[torch.Tensor | None] = []
-        self._state: tuple[int, list[int], list[int]] | None = None
+        self._state: tuple[int, list[int]] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         core.follow_numerics(self._max_workspace)
@@ -125,14 +132,20 @@ class Guarded:
             raise core.torchs_own(error) from error.__cause__
 
     def _refresh(self, weights: list[torch.Tensor], inputs: Sequence[Any]) -> None:
-        addresses = [w.data_ptr() for w in weights]
-        if addresses != self._addresses:
+        """A small network waits for the CPU: where nothing has changed little is asked of each weight."""
+        addresses, identities = list(map(_ADDRESS, weights)), list(map(id, weights))
+        is_elsewhere = addresses != self._addresses
+        if is_elsewhere:
             self._counts = _counts_beside(weights)
-        versions = [_version(w) if c is None else _version(w) + _version(c) for w, c in zip(weights, self._counts)]
-        state = core.epoch(), addresses, versions
-        if state != self._state:  # at the first call as well: another graph may have packed these weights
+        if is_elsewhere or identities != self._identities:
+            # An inference tensor has no version: it is packed at every call.
+            self._versioned = [w for w in (*weights, *self._counts) if w is not None and not w.is_inference()]
+            self._identities = identities
+        state = core.epoch(), list(map(_VERSION, self._versioned))
+        if is_elsewhere or state != self._state:  # at the first call: another graph may have packed these weights
+            versions = [_version(w) if c is None else _version(w) + _version(c) for w, c in zip(weights, self._counts)]
             core.refresh_packs(addresses, versions)
-        if self._calls and addresses != self._addresses and inputs:
+        if self._calls and is_elsewhere and inputs:
             device = next(t.device for t in inputs if isinstance(t, torch.Tensor) and t.is_cuda)
             with torch.no_grad():
                 for call in self._calls:

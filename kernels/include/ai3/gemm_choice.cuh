@@ -182,7 +182,7 @@ struct GemmRates {
 };
 
 // Fitted to all tiles and splits of layers at batch 10: of ResNet-50, VGG16 and DenseNet; in TF32 of ResNet-50, VGG16
-// and SqueezeNet. Other GPUs' order among tiles is that of Hopper's before its rows went through registers.
+// and SqueezeNet. Other GPUs' order among tiles is that of Hopper's without what only it has.
 inline const GemmRates& gemm_rates(const ai3_args* a) {
   static constexpr GemmRates kHalf{1777, 534,  18360, 823.3, 194.1, 1.366, 0.8105,
                                    2158, 2360, 431,   17.55, 1.5,   250.7, 0};
@@ -190,10 +190,12 @@ inline const GemmRates& gemm_rates(const ai3_args* a) {
                                            1671, 1715,  1357,  16.14, 1.5,   263.8, 0};
   static constexpr GemmRates kTf32{1377, 886,   20570, 585.8, 158.2, 0.5065, 1.875,
                                    2477, 586.8, 3472,  23.68, 2.123, 236.5,  197.1};
+  static constexpr GemmRates kOlderHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461,
+                                        1428, 2835,  621.8, 10.33, 1.882, 0,     0};
   static constexpr GemmRates kOlderTf32{2118, 1100,  14320, 758.6, 229.6, 1.419, 1.776,
                                         1841, 350.7, 2233,  12.21, 2.637, 0,     0};
   static constexpr GemmRates kStrict{1447, 2418, 30900, 1323, 686.1, 1.16, 1.328, 1367, 74.99, 684.8, 25.6, 2.0, 0, 0};
-  if (a->dtype != AI3_FLOAT32) return a->has_prologue ? kHalfPrologue : kHalf;
+  if (a->dtype != AI3_FLOAT32) return a->has_prologue ? kHalfPrologue : a->sm == 90 ? kHalf : kOlderHalf;
   if (!a->allow_tf32) return kStrict;
   return a->sm == 90 ? kTf32 : kOlderTf32;
 }
