@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import gpu, models, peak, peers
+from . import gpu, gpu_models, models, peak
 
 _GROUP = 0.8
 NEEDS = "no plot: matplotlib is not installed"
@@ -30,10 +30,12 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
 def _models(figure: Any, result: Mapping[str, Any]) -> None:
     """Of each network and batch ai3's times over the best peer's, the name of that peer beside the bars."""
     rows = result["rows"][::-1]  # the first on top
-    figure.set_size_inches(8, 1.5 + 0.4 * len(rows))
+    given = gpu_models.RATIOS if result.get("device") == "cuda" else models.RATIOS
+    ratios = {key: side for key, side in given.items() if any(row[key] for row in rows)}
+    figure.set_size_inches(8, 1.5 + (0.2 + 0.1 * len(ratios)) * len(rows))
     axes = figure.add_subplot()
-    height = _GROUP / len(models.RATIOS)
-    for i, (key, side) in enumerate(models.RATIOS.items()):
+    height = _GROUP / max(len(ratios), 1)
+    for i, (key, side) in enumerate(ratios.items()):
         places = [at + _GROUP / 2 - (i + 0.5) * height for at in range(len(rows))]
         values = [row[key] or 0.0 for row in rows]
         bars = axes.barh(places, values, height, label=side, color=f"C{i}")
@@ -41,15 +43,14 @@ def _models(figure: Any, result: Mapping[str, Any]) -> None:
         behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the line at 1
         axes.bar_label(bars, labels, fontsize=7, padding=2, bbox=behind)
     axes.axvline(1.0, color="black", linewidth=1, linestyle="--", label="the best peer", zorder=0)
-    labels = [f"{row['model']}, batch {row['batch']}\n(best peer: {row['best peer'] or 'none'})" for row in rows]
+    where = [", ".join([row["model"], f"batch {row['batch']}", *filter(None, [row.get("precision")])]) for row in rows]
+    labels = [f"{name}\n(best peer: {row['best peer'] or 'none'})" for name, row in zip(where, rows)]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_xlabel("time over that of the best peer (lower is faster)")
-    measured = [name for name, s in result["sides"].items() if "not measured" not in s and name not in _OURS]
-    axes.set_title(f"{_where(result)}\npeers: {', '.join(measured)}", fontsize=9)
+    measured = {name for row in rows for name in row["milliseconds"]} - set(given.values())
+    peers_there = [name for name, said in result["sides"].items() if name in measured and "not measured" not in said]
+    axes.set_title(f"{_where(result)}\npeers: {', '.join(peers_there)}", fontsize=9)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-
-
-_OURS = {peer.name for peer in peers.OURS}
 
 
 def _color(number: int) -> str:

@@ -179,22 +179,24 @@ struct GemmRates {
   double power;             // how sharply the longest of what goes on at once decides
   double least;             // of a block of depth, however few its products
   double rows;              // beside a block's products, of 128 of its rows that go through registers
+  double apart;             // as many times what is read by shares of the depth: tiles that read the same come later
 };
 
 // Fitted to all tiles and splits of layers at batch 10: of ResNet-50, VGG16 and DenseNet; in TF32 of ResNet-50, VGG16
 // and SqueezeNet. Other GPUs' order among tiles is that of Hopper's without what only it has.
 inline const GemmRates& gemm_rates(const ai3_args* a) {
-  static constexpr GemmRates kHalf{1777, 534,  18360, 823.3, 194.1, 1.366, 0.8105,
-                                   2158, 2360, 431,   17.55, 1.5,   250.7, 0};
-  static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07,  0.9143,
-                                           1671, 1715,  1357,  16.14, 1.5,   263.8, 0};
-  static constexpr GemmRates kTf32{1377, 886,   20570, 585.8, 158.2, 0.5065, 1.875,
-                                   2477, 586.8, 3472,  23.68, 2.123, 236.5,  197.1};
-  static constexpr GemmRates kOlderHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461,
-                                        1428, 2835,  621.8, 10.33, 1.882, 0,     0};
-  static constexpr GemmRates kOlderTf32{2118, 1100,  14320, 758.6, 229.6, 1.419, 1.776,
-                                        1841, 350.7, 2233,  12.21, 2.637, 0,     0};
-  static constexpr GemmRates kStrict{1447, 2418, 30900, 1323, 686.1, 1.16, 1.328, 1367, 74.99, 684.8, 25.6, 2.0, 0, 0};
+  static constexpr GemmRates kHalf{1649, 969.4, 20850, 967.7, 190.5, 1.303, 1.311, 1490,
+                                   2130, 430.3, 21.6,  1.66,  207.2, 0,     2.017};
+  static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07, 0.9143, 1671,
+                                           1715, 1357,  16.14, 1.5,   263.8, 0,    1};
+  static constexpr GemmRates kTf32{1344, 894.1, 19700, 691.3, 158.1, 0.216, 1.629, 2353,
+                                   620,  3444,  22.9,  2.016, 245.5, 187.7, 1.137};
+  static constexpr GemmRates kOlderHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461, 1428,
+                                        2835, 621.8, 10.33, 1.882, 0,     0,     1};
+  static constexpr GemmRates kOlderTf32{2118,  1100, 14320, 758.6, 229.6, 1.419, 1.776, 1841,
+                                        350.7, 2233, 12.21, 2.637, 0,     0,     1};
+  static constexpr GemmRates kStrict{1447,  2418,  30900, 1323, 686.1, 1.16, 1.328, 1367,
+                                     74.99, 684.8, 25.6,  2.0,  0,     0,    1};
   if (a->dtype != AI3_FLOAT32) return a->has_prologue ? kHalfPrologue : a->sm == 90 ? kHalf : kOlderHalf;
   if (!a->allow_tf32) return kStrict;
   return a->sm == 90 ? kTf32 : kOlderTf32;
@@ -239,7 +241,9 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;
   const auto wave = [&](int64_t count) {
     const auto each = double(cuda::ceil_div(count, 132));
-    const double time = norm(each * depth * block, double(count) * (depth * bytes / r.l2 + area * r.store), alone);
+    const double time =
+        norm(each * depth * block,
+             double(count) * (depth * bytes / r.l2 * (c.splits > 1 ? r.apart : 1) + area * r.store), alone);
     return c.splits > 1 ? time + r.exchange + each * area * r.gather * (c.splits - 1) / c.splits : time;
   };
   return r.start + double(tiles / most) * wave(most) + (tiles % most != 0 ? wave(tiles % most) : 0);
