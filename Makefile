@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := .venv/.installed
 # Where mypy finds the package whole: backends, kernels and custom become a part of it only when it is installed.
 TYPED := build/typed
-NATIVE = $(shell find kernels custom -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+NATIVE = $(shell find kernels custom -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint clean
 

@@ -19,11 +19,11 @@ _NORM = {BATCH_NORM, operator.getitem}
 _FOLLOWING = {*_NORM, aten.relu.default}
 
 
-def use_of(node: Node, context: Context) -> Use:
+def use_of(node: Node, spec: OpSpec, context: Context) -> Use:
     """How an operation will be called, with all that is behind it."""
     if not (context.is_inference and context.policy.fuse):
         return Use(in_graph=True)
-    end = _behind_norm(node)
+    end = _behind_norm(node) if spec.operation == "conv2d" else node
     views, user = behind(end)
     residual = user is not None and _is_added(node, views[-1] if views else end, user)
     if user is not None and residual:

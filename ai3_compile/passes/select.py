@@ -102,7 +102,7 @@ def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
     text = selector.text_for(index, spec)
     measured = None
     if "auto" in text.split("|"):
-        measured = tuning.times(spec, use_of(node, context))
+        measured = tuning.times(spec, use_of(node, spec, context))
         if spec.operation == "conv2d" and spec.device == "cuda" and context.is_inference and context.policy.fuse:
             measured = _with_passes(measured, spec, node, context)
     return choose(

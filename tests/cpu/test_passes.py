@@ -85,7 +85,8 @@ class Neighbours(nn.Module):
             nn.Conv2d(4, 4, 3, padding=1) for _ in range(7)
         )
         self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-        self.activated, self.viewed, self.plain = (nn.Linear(4, 4) for _ in range(3))
+        self.activated, self.viewed, self.plain, self.normed = (nn.Linear(4, 4) for _ in range(4))
+        self.lines = nn.BatchNorm1d(4)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         joined, twice = self.norm(self.joined(x)).relu(), self.twice(x)
@@ -93,7 +94,7 @@ class Neighbours(nn.Module):
         z = self.viewed(x[0]).view(-1, 4).relu()
         added = (self.other(self.first(x)) + self.second(x)).relu()
         gated, shared = nn.functional.hardswish(self.gated(x) + x[:, :, :1]), self.shared(x) + twice
-        lines = self.activated(x[0, 0]).relu(), z, self.plain(x[0, 0]).sin()
+        lines = self.activated(x[0, 0]).relu(), z, self.plain(x[0, 0]).sin(), self.lines(self.normed(x[0, 0])).relu()
         return y, added, gated, shared, *lines
 
 
@@ -105,7 +106,7 @@ def test_what_stands_behind_an_operation_is_seen_where_auto_measures(monkeypatch
     seen, joins = {}, {}
 
     def decide(context, index, spec, node):
-        seen[spec.name] = neighbours.use_of(node, context)
+        seen[spec.name] = neighbours.use_of(node, spec, context)
         joins[spec.name] = neighbours.is_concatenated(node)
         return original(context, index, spec, node)
 
