@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m ai3_compile demo
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .

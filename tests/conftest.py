@@ -15,6 +15,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 
+# Long ones of few tests: a worker that began one of them last would work alone at the end.
+FIRST = ("test_distributed.py", "test_cuda_sources.py", "test_isa.py", "test_builder.py", "test_cuda_emulated.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, not made yet; processes that the test starts use it as well."""

@@ -56,100 +56,10 @@ constexpr int kBulkBarriers = 256;  // bytes behind the blocks of depth, and beh
 #ifdef __CUDACC__
 
 #include <ai3/activation.cuh>
+#include <ai3/gemm_parts.cuh>
 #include <ai3/mma.cuh>
 
 namespace ai3 {
-
-// Bounds below and above; a NaN stays one.
-__device__ __forceinline__ float at_least(float x, float low) {
-  float r;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(low));
-  return r;
-}
-__device__ __forceinline__ float at_most(float x, float high) {
-  float r;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(high));
-  return r;
-}
-// The same of two halves in a word.
-template <typename T>
-__device__ __forceinline__ uint32_t clamp_pair(uint32_t x, uint32_t low, uint32_t high);
-template <>
-__device__ __forceinline__ uint32_t clamp_pair<Half>(uint32_t x, uint32_t low, uint32_t high) {
-  uint32_t raised, r;
-  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(raised) : "r"(x), "r"(low));
-  asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(raised), "r"(high));
-  return r;
-}
-template <>
-__device__ __forceinline__ uint32_t clamp_pair<BFloat16>(uint32_t x, uint32_t low, uint32_t high) {
-  uint32_t raised, r;
-  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(raised) : "r"(x), "r"(low));
-  asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(raised), "r"(high));
-  return r;
-}
-
-template <typename T>
-__device__ __forceinline__ uint32_t narrow_pair(float a, float b);
-template <>
-__device__ __forceinline__ uint32_t narrow_pair<Half>(float a, float b) {
-  uint32_t r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
-  return r;
-}
-template <>
-__device__ __forceinline__ uint32_t narrow_pair<BFloat16>(float a, float b) {
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
-  return r;
-}
-
-// 16 bytes of elements.
-template <typename T>
-struct Part {
-  static constexpr int kCount = 16 / sizeof(T);
-  uint4 words;
-  __device__ __forceinline__ void get(float (&v)[kCount]) const {
-    const uint32_t w[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (sizeof(T) == 4) {
-        v[i] = __uint_as_float(w[i]);
-      } else {
-        v[2 * i] = widen(T{static_cast<unsigned short>(w[i] & 0xffff)});
-        v[2 * i + 1] = widen(T{static_cast<unsigned short>(w[i] >> 16)});
-      }
-    }
-  }
-  __device__ __forceinline__ void add_to(float (&v)[kCount]) const {
-    float own[kCount];
-    get(own);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) v[i] += own[i];
-  }
-  static __device__ __forceinline__ Part of(const float (&v)[kCount]) {
-    if constexpr (sizeof(T) == 4) {
-      return {{__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])}};
-    } else {
-      return {{narrow_pair<T>(v[0], v[1]), narrow_pair<T>(v[2], v[3]), narrow_pair<T>(v[4], v[5]),
-               narrow_pair<T>(v[6], v[7])}};
-    }
-  }
-  // By bounds that the type holds.
-  __device__ __forceinline__ Part clamped(float low, float high) const {
-    if constexpr (sizeof(T) == 4) {
-      float v[kCount];
-      get(v);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) v[i] = at_most(at_least(v[i], low), high);
-      return of(v);
-    } else {
-      const uint32_t l = narrow_pair<T>(low, low), h = narrow_pair<T>(high, high);
-      return {{clamp_pair<T>(words.x, l, h), clamp_pair<T>(words.y, l, h), clamp_pair<T>(words.z, l, h),
-               clamp_pair<T>(words.w, l, h)}};
-    }
-  }
-};
 
 // Bias, residual and activation of neighbouring channels of one pixel, and their store.
 template <typename T>
