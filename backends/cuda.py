@@ -74,7 +74,7 @@ _PROVIDER = ctypes.CFUNCTYPE(None, c_int, c_int)
 
 
 def _provide(algorithm: Algorithm, library: ctypes.CDLL, sm: int, part: int) -> None:
-    """Gives a library the device code that it asks for; an exception would end in the call that launches."""
+    """Gives a library the device code that it asks for; ctypes would print an exception, and go on."""
     try:
         code = device_code(algorithm, sm, part)
         library.ai3_set_device_code(sm, part, code, len(code), None)

@@ -18,7 +18,7 @@ import torch
 
 from ai3_compile import core, zoo
 
-from . import gpu
+from . import gpu, gpu_models
 from .table import Table
 
 ROUNDS = 3
@@ -90,7 +90,7 @@ def _in_a_process(side: str, model: str, device: str, caches: Mapping[str, str])
 def first_call(side: str, model: str, device: str) -> float:
     """Seconds, in this process."""
     network, image = zoo.load_model(f"torchvision:{model}"), torch.randn(zoo.default_shape(model))
-    backend, options = ("ai3", {"conv2d": "auto", "linear": "auto"}) if side == AUTO else (side, {})
+    backend, options = ("ai3", gpu_models.AUTO_OPTIONS) if side == AUTO else (side, {})
     how: dict[str, Any] = {"backend": backend, **({"options": options} if options else {})}
     if device == "cuda":
         network, image = network.cuda().half(), image.expand(_BATCH, -1, -1, -1).cuda().half()

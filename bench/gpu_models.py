@@ -29,7 +29,7 @@ DEFAULT, AUTO, CONVERTED = "ai3", "ai3 auto", "ai3.convert"
 OURS = (DEFAULT, AUTO, CONVERTED)
 RATIOS = {"ratio": DEFAULT, "ratio auto": AUTO, "ratio converted": CONVERTED}
 _AUTOTUNED = "max-autotune"
-_AUTO = {"conv2d": "auto", "linear": "auto"}
+AUTO_OPTIONS = {"conv2d": "auto", "linear": "auto"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ def describe(given: argparse.Namespace) -> dict[str, object]:
             "reduce-overhead": "torch.compile(mode='reduce-overhead'), channels_last, cudnn.benchmark",
             _AUTOTUNED: f"torch.compile(mode='max-autotune'), channels_last, within {given.autotune_limit:g} s",
             DEFAULT: "torch.compile(backend='ai3', options={'mode': 'reduce-overhead'}), channels_last",
-            AUTO: f"the same with {_AUTO}",
-            CONVERTED: f"ai3.convert(model, {_AUTO}), channels_last: without CUDA graphs",
+            AUTO: f"the same with {AUTO_OPTIONS}",
+            CONVERTED: f"ai3.convert(model, {AUTO_OPTIONS}), channels_last: without CUDA graphs",
         },
         "relative error": "max|y - reference| / max|reference| on another image than what was compiled and captured "
         "with, the reference being eager in float64",
@@ -171,7 +171,7 @@ def _makers(
     mode = {"mode": "reduce-overhead"}
     found[CONVERTED] = _converted
     found[DEFAULT] = functools.partial(_compiled, {"backend": "ai3", "options": mode})
-    found[AUTO] = functools.partial(_compiled, {"backend": "ai3", "options": {**mode, **_AUTO}})
+    found[AUTO] = functools.partial(_compiled, {"backend": "ai3", "options": {**mode, **AUTO_OPTIONS}})
     return found
 
 
@@ -211,7 +211,7 @@ def _compiled(arguments: Mapping[str, Any], model: torch.nn.Module, image: torch
 
 def _converted(model: torch.nn.Module, image: torch.Tensor) -> Side:
     model, image = _last(model, image)
-    converted = ai3.convert(model, _AUTO, tuple(image.shape))
+    converted = ai3.convert(model, AUTO_OPTIONS, tuple(image.shape))
     return _inference(converted, image, True)
 
 

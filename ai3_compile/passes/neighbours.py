@@ -53,8 +53,8 @@ def _is_added(node: Node, result: Node, user: Node) -> bool:
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype or mine.device != theirs.device:
         return False
     made_by = others[0]
-    while made_by.target in _NORM and only_user(made_by) is not None:
-        made_by = made_by.args[0]  # type: ignore[assignment]
+    while made_by.target in _NORM and only_user(made_by) is not None and isinstance(made_by.args[0], Node):
+        made_by = made_by.args[0]
     is_convolution = made_by.target is aten.convolution.default or is_ai3(made_by, "ai3::conv2d")
     return not (is_convolution and only_user(made_by) is not None and made_by < node)
 

@@ -49,32 +49,27 @@ void cvt_rn_bf16x2_f32(uint32_t& to, float high, float low) {
 void max_NaN_f32(float& to, float a, float b) {
   to = std::isnan(a) || std::isnan(b) ? std::bit_cast<float>(0x7fffffff) : std::fmax(a, b);
 }
-void max_NaN_f16x2(uint32_t& to, uint32_t a, uint32_t b) {
-  float high, low;
-  max_NaN_f32(high, wide_half(half_bits(a >> 16)), wide_half(half_bits(b >> 16)));
-  max_NaN_f32(low, wide_half(half_bits(a)), wide_half(half_bits(b)));
-  cvt_rn_f16x2_f32(to, high, low);
-}
-void max_NaN_bf16x2(uint32_t& to, uint32_t a, uint32_t b) {
-  float high, low;
-  max_NaN_f32(high, wide_bfloat16(half_bits(a >> 16)), wide_bfloat16(half_bits(b >> 16)));
-  max_NaN_f32(low, wide_bfloat16(half_bits(a)), wide_bfloat16(half_bits(b)));
-  cvt_rn_bf16x2_f32(to, high, low);
-}
 void min_NaN_f32(float& to, float a, float b) {
   to = std::isnan(a) || std::isnan(b) ? std::bit_cast<float>(0x7fffffff) : std::fmin(a, b);
 }
-void min_NaN_f16x2(uint32_t& to, uint32_t a, uint32_t b) {
+template <auto kOf, auto kWide, auto kNarrow>
+void of_both(uint32_t& to, uint32_t a, uint32_t b) {
   float high, low;
-  min_NaN_f32(high, wide_half(half_bits(a >> 16)), wide_half(half_bits(b >> 16)));
-  min_NaN_f32(low, wide_half(half_bits(a)), wide_half(half_bits(b)));
-  cvt_rn_f16x2_f32(to, high, low);
+  kOf(high, kWide(half_bits(a >> 16)), kWide(half_bits(b >> 16)));
+  kOf(low, kWide(half_bits(a)), kWide(half_bits(b)));
+  kNarrow(to, high, low);
+}
+void max_NaN_f16x2(uint32_t& to, uint32_t a, uint32_t b) {
+  of_both<max_NaN_f32, wide_half, cvt_rn_f16x2_f32>(to, a, b);
+}
+void min_NaN_f16x2(uint32_t& to, uint32_t a, uint32_t b) {
+  of_both<min_NaN_f32, wide_half, cvt_rn_f16x2_f32>(to, a, b);
+}
+void max_NaN_bf16x2(uint32_t& to, uint32_t a, uint32_t b) {
+  of_both<max_NaN_f32, wide_bfloat16, cvt_rn_bf16x2_f32>(to, a, b);
 }
 void min_NaN_bf16x2(uint32_t& to, uint32_t a, uint32_t b) {
-  float high, low;
-  min_NaN_f32(high, wide_bfloat16(half_bits(a >> 16)), wide_bfloat16(half_bits(b >> 16)));
-  min_NaN_f32(low, wide_bfloat16(half_bits(a)), wide_bfloat16(half_bits(b)));
-  cvt_rn_bf16x2_f32(to, high, low);
+  of_both<min_NaN_f32, wide_bfloat16, cvt_rn_bf16x2_f32>(to, a, b);
 }
 void rcp_approx_f32(float& to, float x) { to = 1 / x; }
 

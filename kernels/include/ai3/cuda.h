@@ -115,16 +115,16 @@ class Code {
 
   // Null, with the reason in `error`, where it cannot be loaded.
   void* kernel(const ai3_args* args, const char* name, unsigned shared, std::string& error) {
-    const std::pair<int, int> code{args->sm, part_of(args)};
     std::unique_lock lock(mutex_);
-    if (const auto it = images_.find(code); (it == images_.end() || it->second.code.empty()) && provider_ != nullptr) {
+    Loaded& loaded = kernels_[{args->device, name}];
+    if (loaded.kernel != nullptr && shared <= loaded.shared) return loaded.kernel;
+    const std::pair<int, int> code{args->sm, part_of(args)};
+    if (images_[code].code.empty() && provider_ != nullptr) {
       const Provider provide = provider_;
       lock.unlock();
       provide(code.first, code.second);
       lock.lock();
     }
-    Loaded& loaded = kernels_[{args->device, name}];
-    if (loaded.kernel != nullptr && shared <= loaded.shared) return loaded.kernel;
     const Image& image = images_[code];
     if (image.code.empty())
       return error = image.error.empty() ? "it is not compiled for this GPU" : image.error, nullptr;

@@ -127,7 +127,7 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
   if (gemm_is_bulk(s)) {
     if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
     if (strict) return {kStrictBulk, 3};
-    const bool halo = s.has_window && gemm_has_halo(s);
+    const bool halo = gemm_has_halo(s);
     return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 9 : 7} : GemmTiles{kBulk, halo ? 13 : 9};
   }
   if (s.args->sm == 90) return {kAny, 1};
@@ -168,7 +168,8 @@ inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int spli
   return {&tile, splits, stages, slots, stages - beside, std::max(slots * bytes + beside_blocks, exchanged), 0};
 }
 
-// How long a choice takes on an H200, in nanoseconds and bytes a nanosecond; tiles are counted in areas of 128x128.
+// How long a choice takes on an H100 or H200, in nanoseconds and bytes a nanosecond; tiles are counted in areas of
+// 128x128.
 struct GemmRates {
   double start, begin;      // of the kernel, and of a tile
   double l2, latency;       // bytes of all multiprocessors, and until a block of depth is there

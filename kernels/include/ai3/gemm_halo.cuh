@@ -3,7 +3,7 @@
 // themselves, as in gemm_bulk.cuh, what the caches give bounds 3x3 convolutions of few channels.
 // A tile is of patches of 8x8 output pixels. A patch's rows for a tap are 8 runs of 8 pixels, as far from each other as
 // the part of the image is wide: what a matrix descriptor of wgmma describes, from any pixel on, as the permutation of
-// 16-byte parts is by their addresses.
+// 16-byte parts is by their addresses. Source: as gemm_tile.cuh.
 #pragma once
 
 #include <ai3/gemm_through.cuh>
@@ -30,14 +30,8 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
 
   if (threadIdx.x == Warps * 32) {
     prefetch_tensor_map(p.tensor_map);
-    for (int i = 0; i < p.halo_slots; ++i) {
-      init_barrier(halo_full + i * 8, 1);
-      init_barrier(halo_empty + i * 8, Warps);
-    }
-    for (int i = 0; i < p.slots; ++i) {
-      init_barrier(full + i * 8, 1);
-      init_barrier(empty + i * 8, Warps);
-    }
+    init_barriers(halo_full, halo_empty, p.halo_slots, Warps);
+    init_barriers(full, empty, p.slots, Warps);
     fence_barriers();
   }
   __syncthreads();
@@ -70,10 +64,6 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
     }
     __syncwarp();
   } else {
-    const auto release = [&](uint32_t barrier) {
-      __syncwarp();
-      if (lane == 0) arrive(barrier);
-    };
     // The first pixel of a patch of this warp's warpgroup for the window's first tap.
     const auto patch = [&](int i) {
       const int number = warp / 4 * Layout::kRowParts + i;
@@ -95,7 +85,7 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
             const int row = warp % 4 * 16 + lane % 16;
             multiply_rows_through<M, Layout>(sums, halo, patch(0) + tap + row / 8 * p.halo_width + row % 8, b,
                                              accumulates, [](uint32_t (&a)[4], int) { round_rows<M>(a); });
-            release(empty + slot * 8);
+            arrive_as_warp(empty + slot * 8);
           } else {
             wgmma_fence();
 #pragma unroll
@@ -112,7 +102,7 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
             }
             wgmma_commit();
             wgmma_wait<1>();
-            if (is_pending) release(empty + before * 8);
+            if (is_pending) arrive_as_warp(empty + before * 8);
             before = slot, is_pending = true;
           }
           accumulates = true;
@@ -121,9 +111,9 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
       }
       if constexpr (M != Math::kTf32) {
         wgmma_wait<0>();
-        release(empty + before * 8);
+        arrive_as_warp(empty + before * 8);
       }
-      release(halo_empty + halo_slot * 8);
+      arrive_as_warp(halo_empty + halo_slot * 8);
       if (++halo_slot == p.halo_slots) halo_slot = 0, halo_phase ^= 1;
     }
   }

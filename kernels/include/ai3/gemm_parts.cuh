@@ -5,35 +5,6 @@
 
 namespace ai3 {
 
-// Bounds below and above; a NaN stays one.
-__device__ __forceinline__ float at_least(float x, float low) {
-  float r;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(low));
-  return r;
-}
-__device__ __forceinline__ float at_most(float x, float high) {
-  float r;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(high));
-  return r;
-}
-// The same of two halves in a word.
-template <typename T>
-__device__ __forceinline__ uint32_t clamp_pair(uint32_t x, uint32_t low, uint32_t high);
-template <>
-__device__ __forceinline__ uint32_t clamp_pair<Half>(uint32_t x, uint32_t low, uint32_t high) {
-  uint32_t raised, r;
-  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(raised) : "r"(x), "r"(low));
-  asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(raised), "r"(high));
-  return r;
-}
-template <>
-__device__ __forceinline__ uint32_t clamp_pair<BFloat16>(uint32_t x, uint32_t low, uint32_t high) {
-  uint32_t raised, r;
-  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(raised) : "r"(x), "r"(low));
-  asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(raised), "r"(high));
-  return r;
-}
-
 template <typename T>
 __device__ __forceinline__ uint32_t narrow_pair(float a, float b);
 template <>
@@ -82,17 +53,15 @@ struct Part {
   }
   // By bounds that the type holds.
   __device__ __forceinline__ Part clamped(float low, float high) const {
-    if constexpr (sizeof(T) == 4) {
-      float v[kCount];
-      get(v);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) v[i] = at_most(at_least(v[i], low), high);
-      return of(v);
-    } else {
-      const uint32_t l = narrow_pair<T>(low, low), h = narrow_pair<T>(high, high);
-      return {{clamp_pair<T>(words.x, l, h), clamp_pair<T>(words.y, l, h), clamp_pair<T>(words.z, l, h),
-               clamp_pair<T>(words.w, l, h)}};
-    }
+    const auto bound = [](float x) {
+      if constexpr (sizeof(T) == 4)
+        return __float_as_uint(x);
+      else
+        return narrow_pair<T>(x, x);
+    };
+    const uint32_t l = bound(low), h = bound(high);
+    const auto within = [l, h](uint32_t word) { return min_word<T>(max_word<T>(word, l), h); };
+    return {{within(words.x), within(words.y), within(words.z), within(words.w)}};
   }
 };
 

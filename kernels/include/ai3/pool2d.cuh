@@ -86,28 +86,6 @@ __device__ __forceinline__ void reduce_window(Accumulator<T> (&total)[L], const 
   }
 }
 
-// The greater of the elements of two words; a NaN stays one.
-template <typename T>
-__device__ __forceinline__ uint32_t max_word(uint32_t a, uint32_t b);
-template <>
-__device__ __forceinline__ uint32_t max_word<float>(uint32_t a, uint32_t b) {
-  float r;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(__uint_as_float(a)), "f"(__uint_as_float(b)));
-  return __float_as_uint(r);
-}
-template <>
-__device__ __forceinline__ uint32_t max_word<Half>(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-template <>
-__device__ __forceinline__ uint32_t max_word<BFloat16>(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-
 // In a word.
 template <typename T>
 constexpr uint32_t kMinusInfinity = 0xff800000;
