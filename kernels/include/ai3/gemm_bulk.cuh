@@ -27,7 +27,10 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
 
   if (thread == Warps * 32) {
     prefetch_tensor_map(p.tensor_map);
-    init_barriers(full, empty, p.slots, Warps);
+    for (int i = 0; i < p.slots; ++i) {
+      init_barrier(full + i * 8, 1);
+      init_barrier(empty + i * 8, Warps);
+    }
     fence_barriers();
   }
   __syncthreads();
@@ -86,7 +89,10 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
       round_rows<M>(a);
     };
     // Each warp tells that it has read a block of depth: they need not be at the same one.
-    const auto release = [&](int slot) { arrive_as_warp(empty + slot * 8); };
+    const auto release = [&](int slot) {
+      __syncwarp();
+      if (lane == 0) arrive(empty + slot * 8);
+    };
     int slot = 0, before = 0;
     uint32_t phase = 0;
     if constexpr (!kStrict && (Prologue || M == Math::kTf32)) {

@@ -30,8 +30,14 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
 
   if (threadIdx.x == Warps * 32) {
     prefetch_tensor_map(p.tensor_map);
-    init_barriers(halo_full, halo_empty, p.halo_slots, Warps);
-    init_barriers(full, empty, p.slots, Warps);
+    for (int i = 0; i < p.halo_slots; ++i) {
+      init_barrier(halo_full + i * 8, 1);
+      init_barrier(halo_empty + i * 8, Warps);
+    }
+    for (int i = 0; i < p.slots; ++i) {
+      init_barrier(full + i * 8, 1);
+      init_barrier(empty + i * 8, Warps);
+    }
     fence_barriers();
   }
   __syncthreads();
@@ -64,6 +70,10 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
     }
     __syncwarp();
   } else {
+    const auto release = [&](uint32_t barrier) {
+      __syncwarp();
+      if (lane == 0) arrive(barrier);
+    };
     // The first pixel of a patch of this warp's warpgroup for the window's first tap.
     const auto patch = [&](int i) {
       const int number = warp / 4 * Layout::kRowParts + i;
@@ -85,7 +95,7 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
             const int row = warp % 4 * 16 + lane % 16;
             multiply_rows_through<M, Layout>(sums, halo, patch(0) + tap + row / 8 * p.halo_width + row % 8, b,
                                              accumulates, [](uint32_t (&a)[4], int) { round_rows<M>(a); });
-            arrive_as_warp(empty + slot * 8);
+            release(empty + slot * 8);
           } else {
             wgmma_fence();
 #pragma unroll
@@ -102,7 +112,7 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
             }
             wgmma_commit();
             wgmma_wait<1>();
-            if (is_pending) arrive_as_warp(empty + before * 8);
+            if (is_pending) release(empty + before * 8);
             before = slot, is_pending = true;
           }
           accumulates = true;
@@ -111,9 +121,9 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
       }
       if constexpr (M != Math::kTf32) {
         wgmma_wait<0>();
-        arrive_as_warp(empty + before * 8);
+        release(empty + before * 8);
       }
-      arrive_as_warp(halo_empty + halo_slot * 8);
+      release(halo_empty + halo_slot * 8);
       if (++halo_slot == p.halo_slots) halo_slot = 0, halo_phase ^= 1;
     }
   }

@@ -202,22 +202,9 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// For blocks of shared memory that one thread has filled, and `readers` warps give back.
-__device__ __forceinline__ void init_barriers(uint32_t full, uint32_t empty, int count, int readers) {
-#pragma unroll 1
-  for (int i = 0; i < count; ++i) {
-    init_barrier(full + i * 8, 1);
-    init_barrier(empty + i * 8, readers);
-  }
-}
 __device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// Once for a warp, when all of it is here.
-__device__ __forceinline__ void arrive_as_warp(uint32_t barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) arrive(barrier);
 }
 // Arrives, and lets the barrier's phase end only after so many bytes are copied.
 __device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
