@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch.aot_autograd import get_aot_graph_name, make_boxed_func
 from torch._guards import TracingContext
 from torch._inductor import config as inductor_config
@@ -267,6 +268,7 @@ def _with_inductor(
     constants = [*gm.parameters(), *gm.buffers()]
     if not on_gpu.is_on_gpu((*example_inputs, *constants)):
         return compiled
+    compiled = innermost_fn(compiled)  # Dynamo keeps out of what calls it
     if report.inputs != len(constants) + len(example_inputs):
         # Its inputs are not the graph's own, as where tensors are made of others: operations pack when they run.
         return on_gpu.Guarded(compiled, (), max_workspace=policy.max_workspace)

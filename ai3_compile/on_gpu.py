@@ -88,9 +88,19 @@ def _counts_beside(weights: Sequence[torch.Tensor]) -> list[torch.Tensor | None]
 _ADDRESS, _VERSION = torch.Tensor.data_ptr, operator.attrgetter("_version")
 
 
-def _version(weight: torch.Tensor) -> int:
-    """An inference tensor has none."""
-    return -1 if weight.is_inference() else weight._version
+def _versions(weights: Sequence[torch.Tensor]) -> list[int]:
+    """-1 of an inference tensor, which has none."""
+    try:
+        return list(map(_VERSION, weights))
+    except RuntimeError:
+        return [-1 if weight.is_inference() else weight._version for weight in weights]
+
+
+def _picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What takes the items of these indices."""
+    if len(indices) > 1:
+        return operator.itemgetter(*indices)
+    return lambda inputs: tuple(inputs[index] for index in indices)
 
 
 class Guarded:
@@ -116,38 +126,41 @@ class Guarded:
         self._run, self._constants, self._calls = run, tuple(constants), calls
         self._max_workspace = max_workspace
         self._static = static
+        self._pick: Callable[[Sequence[Any]], tuple[torch.Tensor, ...]] | None = None
         self._addresses: list[int] | None = None
-        self._identities: list[int] = []
-        self._versioned: list[torch.Tensor] = []
+        self._versions: list[int] = []
         self._counts: list[torch.Tensor | None] = []
-        self._state: tuple[int, list[int]] | None = None
+        self._norms: list[torch.Tensor] = []
+        self._counted: list[int] = []
+        self._epoch = -1
 
     def __call__(self, *arguments: Any) -> Any:
         core.follow_numerics(self._max_workspace)
-        inputs = (*self._constants, *arguments)
-        self._refresh([inputs[i] for i in self._static if i < len(inputs)], inputs)
+        self._refresh((*self._constants, *arguments) if self._constants else arguments)
         try:
             return self._run(*arguments)
         except RuntimeError as error:
             raise core.torchs_own(error) from error.__cause__
 
-    def _refresh(self, weights: list[torch.Tensor], inputs: Sequence[Any]) -> None:
+    def _refresh(self, inputs: Sequence[Any]) -> None:
         """A small network waits for the CPU: where nothing has changed little is asked of each weight."""
-        addresses, identities = list(map(_ADDRESS, weights)), list(map(id, weights))
+        if self._pick is None:
+            self._pick = _picker([i for i in self._static if i < len(inputs)])
+        weights = self._pick(inputs)
+        addresses, versions = list(map(_ADDRESS, weights)), _versions(weights)
         is_elsewhere = addresses != self._addresses
         if is_elsewhere:
             self._counts = _counts_beside(weights)
-        if is_elsewhere or identities != self._identities:
-            # An inference tensor has no version: it is packed at every call.
-            self._versioned = [w for w in (*weights, *self._counts) if w is not None and not w.is_inference()]
-            self._identities = identities
-        state = core.epoch(), list(map(_VERSION, self._versioned))
-        if is_elsewhere or state != self._state:  # at the first call: another graph may have packed these weights
-            versions = [_version(w) if c is None else _version(w) + _version(c) for w, c in zip(weights, self._counts)]
-            core.refresh_packs(addresses, versions)
+            self._norms = list({id(count): count for count in self._counts if count is not None}.values())
+        counted, epoch = _versions(self._norms), core.epoch()
+        if not (is_elsewhere or versions != self._versions or counted != self._counted or epoch != self._epoch):
+            return
+        # At the first call too: another graph may have packed these weights.
+        of_norm = dict(zip(map(id, self._norms), counted))
+        core.refresh_packs(addresses, [v + of_norm.get(id(c), 0) for v, c in zip(versions, self._counts)])
         if self._calls and is_elsewhere and inputs:
             device = next(t.device for t in inputs if isinstance(t, torch.Tensor) and t.is_cuda)
             with torch.no_grad():
                 for call in self._calls:
                     _run(call, inputs, device)
-        self._addresses, self._state = addresses, state
+        self._addresses, self._versions, self._counted, self._epoch = addresses, versions, counted, epoch

@@ -77,6 +77,7 @@ def precision(tf32: bool) -> Iterator[None]:
             s.fp32_precision = value
 
 
+@functools.cache
 def _settings() -> tuple[Any, Any]:
     """Of cuDNN's convolutions and of cuBLAS's products; the first has no stub."""
     return torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
