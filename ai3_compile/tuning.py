@@ -24,6 +24,7 @@ from . import core, gpu_timing, registry
 from .backends import builder, cache, gpu
 from .ops import OPERATIONS
 from .ops.activations import apply
+from .ops.conv2d import POOLED
 from .registry import Algorithm
 from .selection import OpSpec, Use
 from .version import __version__
@@ -152,6 +153,7 @@ def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> Callable[[], Any]:
     channels_last = use.in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
     if channels_last:
         input = input.contiguous(memory_format=torch.channels_last)
+    finish = _pool(spec) if use.pooled else lambda result: result
     residual = data(spec.output_shape) if use.residual else None
     if channels_last and residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
@@ -160,7 +162,7 @@ def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> Callable[[], Any]:
 
         def by_torch() -> torch.Tensor:
             result = operation.call_torch(input, weight, bias, attributes)
-            return apply(result if residual is None else result.add_(residual), use.activation)
+            return finish(apply(result if residual is None else result.add_(residual), use.activation))
 
         return by_torch
     args, kwargs = operation.arguments(input, weight, bias, attributes, algorithm.id, True)
@@ -170,7 +172,20 @@ def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> Callable[[], Any]:
     if use.activation:
         kwargs["activation"] = use.activation
     overload = operation.overload_for(algorithm)
-    return lambda: overload(*args, **kwargs)
+    if use.pooled and platform.pools(algorithm, spec, use.activation):
+        kwargs.pop("channels_last", None)
+        return lambda: torch.ops.ai3.conv2d_pooled.default(*args, _pooling(spec).id, **kwargs)
+    return lambda: finish(overload(*args, **kwargs))
+
+
+def _pooling(spec: OpSpec) -> Algorithm:
+    """What pools results of convolutions on the same device."""
+    return next(a for a in registry.of_operation("maxpool2d") if a.device == spec.device)
+
+
+def _pool(spec: OpSpec) -> Callable[[torch.Tensor], torch.Tensor]:
+    pool, number = torch.ops.ai3.max_pool2d.default, _pooling(spec).id
+    return lambda result: pool(result, *POOLED, number, True)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -55,6 +55,10 @@ class Platform(Protocol):
     def applies_prologues(self, algorithm: Algorithm, activation: int) -> bool:
         """Whether the algorithm applies a batch norm and the activation of this number to its input as it reads it."""
 
+    def pools(self, algorithm: Algorithm, spec: OpSpec, activation: int) -> bool:
+        """Whether a convolution that ends with this activation takes in a max pooling of 2x2 pixels behind it, and in
+        less time than the two take."""
+
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         """Whether the algorithm can add its result to an image, in channels_last, that lies where it is written."""
 

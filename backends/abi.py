@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_DIMS = 8
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER_DTYPE = range(5)
 NCHW, NHWC, EPILOGUE, DEFAULT, STRIDED_OUTPUT, RESIDUAL_IN_PLACE, STRIDED_INPUT, PROLOGUE, PROLOGUE_RELU = (
@@ -77,6 +77,7 @@ class Args(ctypes.Structure):
         ("allow_tf32", c_int32),
         ("deterministic", c_int32),
         ("max_workspace", c_int64),
+        ("pools", c_int32),
     ]
 
 
@@ -101,6 +102,7 @@ class Kernel(ctypes.Structure):
         ("plan_bytes", _SIZE),
         ("make_plan", _FILL),
         ("fuses", CFUNCTYPE(c_int32, POINTER(Args))),
+        ("pools", CFUNCTYPE(c_int32, POINTER(Args))),
         ("run", CFUNCTYPE(None, POINTER(Args))),
     ]
 

@@ -167,6 +167,14 @@ class NativePlatform:
             return False
         return bool(flags & abi.PROLOGUE)
 
+    def pools(self, algorithm: Algorithm, spec: OpSpec, activation: int) -> bool:
+        table = self.table(algorithm)
+        if not table.pools or spec.device != self.device:
+            return False
+        args = self.args(algorithm, spec)
+        args.activation, args.pools = activation, 1
+        return bool(table.pools(args))
+
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         return bool(self.table(algorithm).flags & abi.RESIDUAL_IN_PLACE)
 

@@ -52,6 +52,9 @@ class PythonPlatform:
     def applies_prologues(self, algorithm: Algorithm, activation: int) -> bool:
         return False
 
+    def pools(self, algorithm: Algorithm, spec: OpSpec, activation: int) -> bool:
+        return False
+
     def adds_in_place(self, algorithm: Algorithm) -> bool:
         return False
 

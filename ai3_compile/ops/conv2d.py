@@ -27,12 +27,16 @@ from .base import (
 )
 
 aten = torch.ops.aten
+# The pooling of `pooled_name`: kernel, stride, padding and dilation, by height and width, and ceil_mode.
+POOLED = (2, 2, 2, 2, 0, 0, 1, 1, False)
 
 
 class Conv2d(Operation):
     name = "conv2d"
     op_name = "ai3::conv2d"
     into_name = "ai3::conv2d_into"
+    pooled_name = "ai3::conv2d_pooled"
+    """The PyTorch operation that pools each 2x2 pixels of its result: an image in channels_last."""
     default = "guess|torch"
     default_reason = "the cheapest of ai3's algorithms by estimate; torch for dtypes that none of them computes"
     modules = (torch.nn.Conv2d,)
@@ -189,6 +193,16 @@ class Conv2d(Operation):
         height = (input.shape[-2] + pad_top + pad_bottom - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
         width = (input.shape[-1] + pad_left + pad_right - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
         return empty_image(input, weight.shape[0], height, width, channels_last)
+
+    def register(self) -> None:
+        super().register()
+        torch.library.register_fake(self.pooled_name, self._fake_pooled)
+
+    def _fake_pooled(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any, **named: Any
+    ) -> torch.Tensor:
+        whole = self.fake(input, weight, bias, *rest[:10])
+        return empty_image(input, weight.shape[0], whole.shape[-2] // 2, whole.shape[-1] // 2, True)
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         input, weight, bias = inputs[:3]

@@ -1,11 +1,11 @@
 """The graph passes over ATen graphs, in the order they run: select, fold, fuse, prologue, decompose, copies, layout,
-concat, backward, plans, calls, sequence."""
+concat, pool, backward, plans, calls, sequence."""
 
 from __future__ import annotations
 
 from torch.fx import Graph
 
-from . import backward, calls, concat, copies, decompose, fold, fuse, layout, plans, prologue, select, sequence
+from . import backward, calls, concat, copies, decompose, fold, fuse, layout, plans, pool, prologue, select, sequence
 from .context import Context
 from .left import left_to_torch
 
@@ -18,6 +18,7 @@ PASSES = (
     copies.run,
     layout.run,
     concat.run,
+    pool.run,
     backward.run,
     plans.run,
     calls.run,

@@ -7,7 +7,9 @@ import operator
 import torch
 from torch.fx import Node
 
+from ..ops import OPERATIONS
 from ..ops.activations import NUMBERS
+from ..ops.conv2d import POOLED
 from ..selection import OpSpec, Use
 from .context import Context, is_ai3, only_user
 from .decompose import BATCH_NORM
@@ -29,9 +31,22 @@ def use_of(node: Node, spec: OpSpec, context: Context) -> Use:
     if user is not None and residual:
         _, user = behind(user)
     activation = next((name for name, matches in MATCHES.items() if user is not None and matches(user)), "identity")
+    last = end if activation == "identity" else user
     if activation == "relu" and not context.policy.is_default("relu"):
-        activation = "identity"
-    return Use(True, has_norm=end is not node, residual=residual, activation=NUMBERS[activation])
+        activation, last = "identity", None
+    pooled = last is not None and not views and not residual and _is_pooled(last, context)
+    return Use(True, has_norm=end is not node, residual=residual, activation=NUMBERS[activation], pooled=pooled)
+
+
+def _is_pooled(result: Node, context: Context) -> bool:
+    """Whether nothing but a max pooling of 2x2 pixels, which the user has left to the policy, reads a result."""
+    pool = only_user(result)
+    values = only_user(pool) if pool is not None else None
+    spec = OPERATIONS["maxpool2d"].match(values) if values is not None else None
+    if spec is None or spec.torch_only is not None or not context.policy.is_default("maxpool2d"):
+        return False
+    window = (*spec.kernel_size, *spec.stride, *spec.padding, *spec.dilation, spec.ceil_mode)
+    return window == POOLED
 
 
 def _behind_norm(node: Node) -> Node:

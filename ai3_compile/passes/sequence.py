@@ -17,12 +17,14 @@ from torch.fx import Graph, Node
 
 from .. import registry
 from ..ops import GRADIENTS, OPERATIONS
+from ..ops.conv2d import Conv2d
 from .context import Context, algorithm_of, is_ai3, set_value
 
 aten = torch.ops.aten
 OP_NAME = "ai3::sequence"
 _INTO = {operation.into_name for operation in OPERATIONS.values() if operation.into_name}
 _NAMES = {operation.op_name for name, operation in OPERATIONS.items() if name not in GRADIENTS} | _INTO
+_NAMES.add(Conv2d.pooled_name)
 # Operations of torch's that stand between ai3's, as in squeeze and excitation.
 _TORCH = {aten.mul.Tensor: "mul", aten.view.default: "view"}
 

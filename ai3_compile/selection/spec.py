@@ -62,3 +62,5 @@ class Use:
     """A tensor like the output is added to it."""
     activation: int = 0
     """The number of the activation that ends it."""
+    pooled: bool = False
+    """The largest of each 2x2 pixels is all that is read of it."""

@@ -109,6 +109,7 @@ def run_kernel(
     threads: int = 3,
     allow_tf32: bool = False,
     key: torch.Tensor | None = None,
+    pools: bool = False,
 ) -> torch.Tensor:
     """The output of one call, computed with the algorithm's own pack, plan and workspace between guards.
 
@@ -117,8 +118,9 @@ def run_kernel(
     `prologue` is a scale and a shift [C] and the number of an activation; with `in_place` the residual lies where the
     output is written; `threads` is how many the algorithm is told that there are. On a GPU the tensors are on it, and
     the residual and the activation are those that the algorithm `fuses`; `key` is the gradient that
-    conv2d.grad_weight takes. Raises KernelMemoryError where memory is written that is not the algorithm's to write, or
-    left unwritten, RuntimeError with the message that the algorithm fails with.
+    conv2d.grad_weight takes; with `pools` a convolution writes the largest of each 2x2 pixels. Raises
+    KernelMemoryError where memory is written that is not the algorithm's to write, or left unwritten, RuntimeError with
+    the message that the algorithm fails with.
     """
     flags = table.flags if layout is None else layout
     channels_last = bool(flags & abi.NHWC) and input.dim() == 4
@@ -153,8 +155,10 @@ def run_kernel(
         args.prologue_scale = guarded("prologue_scale", scale.numel() * scale.element_size(), scale).address
         args.prologue_shift = guarded("prologue_shift", shift.numel() * shift.element_size(), shift).address
         args.has_prologue = 1
-    channels = spec.output_shape[1] if channels_last else 1
-    pixels, width = math.prod(spec.output_shape) // channels, channels + sum(beside)
+    shape = (*spec.output_shape[:2], *(size // 2 for size in spec.output_shape[2:])) if pools else spec.output_shape
+    args.pools = pools
+    channels = shape[1] if channels_last else 1
+    pixels, width = math.prod(shape) // channels, channels + sum(beside)
     output = guarded("output", pixels * width * size, residual if in_place else None)
     args.output.data = output.address + beside[0] * size
     if any(beside):
@@ -199,6 +203,6 @@ def run_kernel(
     output.check_written(input.dtype, width, own)
     flat = output.view(input.dtype).reshape(pixels, width)[:, own]
     if channels_last:
-        n, c, h, w = spec.output_shape
+        n, c, h, w = shape
         return flat.reshape(n, h, w, c).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    return flat.reshape(spec.output_shape).clone()
+    return flat.reshape(shape).clone()

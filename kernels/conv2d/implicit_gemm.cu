@@ -66,6 +66,20 @@ int64_t pack_variant(const ai3_args* a) {
   return ai3::gemm_pack_variant(a) | int64_t(ai3::choose_few(shape(a)).fits) << 1;
 }
 
+int32_t pools(const ai3_args* a) {
+  if (a->has_residual || a->activation > AI3_RELU6 || a->has_prologue) return 0;
+  ai3_args apart = *a;
+  apart.pools = 0;
+  const ai3::GemmShape s = shape(a), alone = shape(&apart);
+  const int64_t bytes = ai3::gemm_element_bytes(a);
+  if (ai3::choose_few(s).fits || s.channels * bytes % 16 != 0 || !ai3::is_aligned(a->input.data)) return 0;
+  const ai3::GemmChoice choice = ai3::choose_gemm(s);
+  // A pooling behind starts, reads all pixels and writes a quarter of them.
+  constexpr double kStart = 2000, kBytesANanosecond = 2700;
+  const double pooling = kStart + 1.25 * double(s.rows * s.columns * s.groups * bytes) / kBytesANanosecond;
+  return choice.tile != nullptr && choice.time < ai3::choose_gemm(alone).time + pooling;
+}
+
 void run(const ai3_args* a) {
   const ai3::GemmShape s = shape(a);
   const ai3::FewChoice few = ai3::choose_few(s);
@@ -83,6 +97,7 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .packed_bytes = packed_bytes,
                            .pack = pack,
                            .pack_variant = pack_variant,
+                           .pools = pools,
                            .run = run};
 
 }  // namespace

@@ -356,6 +356,32 @@ void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& inp
   run_kernel(kernel, id, args, elements);
 }
 
+Tensor run_pooled(int64_t id, int64_t pool, ai3_args args, const Tensor& input, int64_t out_channels, int64_t out_h,
+                  int64_t out_w, const WeightSource& weight) {
+  const LoadedKernel& kernel = find_kernel(id);
+  if (kernel.table->pools != nullptr && input.dim() == 4 && input.numel() > 0) {
+    const std::array<int64_t, 4> sizes = {input.size(0), out_channels, out_h, out_w};
+    const auto strides = image_strides(sizes, true);
+    ai3_args whole = args;
+    const Tensor in = set_input(whole, kernel, input, true);
+    whole.output.ndim = 4;
+    std::copy(sizes.begin(), sizes.end(), whole.output.size);
+    std::copy(strides.begin(), strides.end(), whole.output.stride);
+    check_supported(kernel, whole);
+    whole.pools = 1;
+    if (kernel.table->pools(&whole) != 0) {
+      const ProfilerLabel label(kernel.label.c_str());
+      Tensor result = empty_image(input, {sizes[0], out_channels, out_h / 2, out_w / 2}, true);
+      whole.output.data = result.mutable_data_ptr();
+      const PreparedWeight prepared = set_weight(whole, kernel, id, &weight);
+      run_kernel(kernel, id, whole, result.numel());
+      return result;
+    }
+  }
+  const Tensor image = run_image(id, args, input, out_channels, out_h, out_w, true, &weight, std::nullopt);
+  return max_pool2d(image, 2, 2, 2, 2, 0, 0, 1, 1, false, pool, true);
+}
+
 void run_ready(const LoadedKernel& kernel, int64_t id, ai3_args args) {
   const ProfilerLabel label(kernel.label.c_str());
   int64_t elements = 1;

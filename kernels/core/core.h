@@ -121,6 +121,11 @@ void run_image_into(const char* op, int64_t id, ai3_args args, const Tensor& inp
                     int64_t channel, int64_t out_channels, int64_t out_h, int64_t out_w, const WeightSource* weight,
                     bool adds = false);
 
+// A convolution and the largest of each 2x2 pixels behind it, in channels_last: by `id` alone where that can, else by
+// `pool` what `id` gives.
+Tensor run_pooled(int64_t id, int64_t pool, ai3_args args, const Tensor& input, int64_t out_channels, int64_t out_h,
+                  int64_t out_w, const WeightSource& weight);
+
 // Some elements of a tensor as they lie, from `offset` of its own first one on.
 template <typename Sizes, typename Strides>
 Tensor view_from(const Tensor& of, int64_t offset, const Sizes& sizes, const Strides& strides) {

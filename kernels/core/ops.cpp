@@ -171,6 +171,21 @@ void conv2d_into(const Tensor& output, int64_t channel, const Tensor& input, con
                  adds);
 }
 
+Tensor conv2d_pooled(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride_h,
+                     int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+                     int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t algorithm, int64_t pool_algorithm,
+                     bool static_weight, int64_t activation, const OptionalTensor& bn_weight,
+                     const OptionalTensor& bn_bias, const OptionalTensor& bn_mean, const OptionalTensor& bn_var,
+                     double bn_eps) {
+  const char* op = "ai3::conv2d_pooled";
+  const Convolution conv =
+      check_conv2d(op, input, weight, bias, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h,
+                   dilation_w, groups, activation, {bn_weight, bn_bias, bn_mean, bn_var, bn_eps});
+  AI3_CHECK(conv.out_h > 1 && conv.out_w > 1, op, ": no 2x2 pixels in ", conv.out_h, "x", conv.out_w);
+  return run_pooled(algorithm, pool_algorithm, conv.args, input, weight.size(0), conv.out_h, conv.out_w,
+                    conv.source(weight, static_weight));
+}
+
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t algorithm,
               bool static_weight, const OptionalTensor& residual, int64_t activation) {
   const char* op = "ai3::linear";
@@ -273,6 +288,7 @@ constexpr Registered kOperations[] = {
     AI3_OPERATION(max_pool2d, 1),
     AI3_OPERATION(avg_pool2d, 1),
     AI3_OPERATION(conv2d_into, 1 | 1 << 2, 15),  // the output and the input
+    AI3_OPERATION(conv2d_pooled, 1, 14),
     AI3_OPERATION(max_pool2d_into, 1 | 1 << 2),
     AI3_OPERATION(avg_pool2d_into, 1 | 1 << 2),
     AI3_OPERATION(adaptive_avg_pool2d, 1),
@@ -318,6 +334,13 @@ STABLE_TORCH_LIBRARY(ai3, m) {
       "int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, "
       "int groups, int algorithm, bool static_weight=False, int activation=0, Tensor? bn_weight=None, "
       "Tensor? bn_bias=None, Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0, bool adds=False) -> ()");
+  // The largest of each 2x2 pixels of a convolution's result, in channels_last; `pool_algorithm` pools where
+  // `algorithm` does not do so itself.
+  m.def(
+      "conv2d_pooled(Tensor input, Tensor weight, Tensor? bias, int stride_h, int stride_w, int pad_top, "
+      "int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, int groups, int algorithm, "
+      "int pool_algorithm, bool static_weight=False, int activation=0, Tensor? bn_weight=None, Tensor? bn_bias=None, "
+      "Tensor? bn_mean=None, Tensor? bn_var=None, float bn_eps=0.0) -> Tensor");
   m.def(
       "max_pool2d_into(Tensor(a!) output, int channel, Tensor input, int kernel_h, int kernel_w, int stride_h, "
       "int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, bool ceil_mode, int algorithm) -> ()");

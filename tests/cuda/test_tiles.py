@@ -14,6 +14,7 @@ import torch
 
 from ai3_compile import registry
 from ai3_compile.backends import builder
+from ai3_compile.errors import KernelMemoryError
 from ai3_compile.ops import activations
 from ai3_compile.testing import calls, harness, references
 from ai3_compile.testing.cases import NONE, Conv
@@ -53,36 +54,66 @@ def library():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", ["bias, residual, relu", "bias, residual, silu"])
 def test_every_tile(case, dtype, variant, library):
-    made = calls.in_dtype(calls.conv2d(case, torch.float32, variant), DTYPES[dtype], "cuda")
-    if made.activation == "relu":
-        made = dataclasses.replace(made, residual=None)
-    expected, computed, found = made.compute(torch.float64), set(), []
-    limit = 2e-3 if dtype == "tf32" else references.bound("conv2d", ALGORITHM.name, made.spec.dtype, made.terms)
-    own = harness.table_of(ALGORITHM)
-    table = harness.abi.Kernel.from_buffer_copy(own)
-    for tile, splits in itertools.product(range(_MOST_TILES), (1, 2, 4, 8)):
-        names = []
-
-        def run(args):
-            name = library.ai3_run_tile(args, tile, splits)  # noqa: B023
-            if name is None:
-                own.run(args)
-            else:
-                names.append(name.decode())  # noqa: B023
-
-        kept = table.run = type(table.run)(run)
-        number = activations.NUMBERS[made.activation]
-        how = {"layout": harness.abi.NHWC, "allow_tf32": dtype == "tf32"}
-        output = harness.run_kernel(table, made.spec, *made.tensors, number, **how)
-        del kept
-        if names:
-            error = references.judge(output, expected, limit)[1]
-            computed.add((names[0], splits))
-            found += [] if error is None else [f"{names[0]}, {splits} shares: {error}"]
-    assert not found, "\n".join(found[:8])
+    made = made_of(case, dtype, variant)
+    computed = judged(made, dtype, library)
     assert {splits for _, splits in computed} >= {1}
     if torch.cuda.get_device_capability() == (9, 0):
         tiles = {name for name, _ in computed}
         has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
         assert any(name.endswith("_halo") for name in tiles) == has_halo, tiles
         assert {splits for _, splits in computed} >= {1, 2, 4}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_tile_that_pools(case, dtype, library):
+    computed = judged(made_of(case, dtype, "bias, residual, relu"), dtype, library, pools=True)
+    has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
+    if torch.cuda.get_device_capability() == (9, 0) and has_halo:
+        tiles = {"128x64_halo", "128x128_halo"} | ({"256x64_halo", "256x128_halo"} if dtype != "tf32" else set())
+        assert computed == {(name, 1) for name in tiles}
+    else:
+        assert not computed
+
+
+def test_the_largest_of_four_is_nan_where_one_is(library):
+    made = made_of(CASES[0], "float16", "bias, residual, relu")
+    made.tensors[0][1, :, 5, 6] = float("nan")
+    judged(made, "float16", library, pools=True)
+
+
+def made_of(case: Conv, dtype: str, variant: str) -> calls.Call:
+    made = calls.in_dtype(calls.conv2d(case, torch.float32, variant), DTYPES[dtype], "cuda")
+    return dataclasses.replace(made, residual=None) if made.activation == "relu" else made
+
+
+def judged(made: calls.Call, dtype: str, library: ctypes.CDLL, pools: bool = False) -> set[tuple[str, int]]:
+    """The names and shares of the tiles that computed it, each within the bound."""
+    expected, computed, found = made.compute(torch.float64), set(), []
+    if pools:
+        expected = torch.nn.functional.max_pool2d(expected, 2)
+    limit = 2e-3 if dtype == "tf32" else references.bound("conv2d", ALGORITHM.name, made.spec.dtype, made.terms)
+    table = harness.abi.Kernel.from_buffer_copy(harness.table_of(ALGORITHM))
+    for tile, splits in itertools.product(range(_MOST_TILES), (1, 2, 4, 8)):
+        names = []
+
+        def run(args):
+            name = library.ai3_run_tile(args, tile, splits)  # noqa: B023
+            names.extend([] if name is None else [name.decode()])  # noqa: B023
+
+        kept = table.run = type(table.run)(run)
+        number = activations.NUMBERS[made.activation]
+        how = {"layout": harness.abi.NHWC, "allow_tf32": dtype == "tf32", "pools": pools}
+        try:
+            output = harness.run_kernel(table, made.spec, *made.tensors, number, **how)
+        except KernelMemoryError:
+            if names:
+                raise
+            continue  # there is no such tile, and nothing is written
+        finally:
+            del kept
+        error = references.judge(output, expected, limit)[1]
+        computed.add((names[0], splits))
+        found += [] if error is None else [f"{names[0]}, {splits} shares: {error}"]
+    assert not found, "\n".join(found[:8])
+    return computed

@@ -124,6 +124,10 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
       {64, 64, 128, 3, "64x64"}, {128, 64, 256, 2, "128x64"}, {128, 128, 256, 2, "128x128"}};
   static constexpr GemmTile kStrictAny[] = {{64, 64, 128, 3, "64x64"}, {128, 64, 256, 1, "128x64"}};
   const bool strict = gemm_is_strict(s.args);
+  if (s.args->pools) {
+    if (!gemm_is_bulk(s) || !gemm_has_halo(s)) return {nullptr, 0};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk + 7, 2} : GemmTiles{kBulk + 9, 4};
+  }
   if (gemm_is_bulk(s)) {
     if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
     if (strict) return {kStrictBulk, 3};
@@ -239,12 +243,13 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   const double alone = r.begin + depth * std::max({block, r.latency / std::min(c.slots, 14), r.least}) + area * r.end;
   // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
   const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
+  const double store = s.args->pools ? r.store / 4 : r.store;
   const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;
   const auto wave = [&](int64_t count) {
     const auto each = double(cuda::ceil_div(count, 132));
     const double time =
-        norm(each * depth * block,
-             double(count) * (depth * bytes / r.l2 * (c.splits > 1 ? r.apart : 1) + area * r.store), alone);
+        norm(each * depth * block, double(count) * (depth * bytes / r.l2 * (c.splits > 1 ? r.apart : 1) + area * store),
+             alone);
     return c.splits > 1 ? time + r.exchange + each * area * r.gather * (c.splits - 1) / c.splits : time;
   };
   return r.start + double(tiles / most) * wave(most) + (tiles % most != 0 ? wave(tiles % most) : 0);
@@ -270,12 +275,13 @@ inline GemmChoice find_choice(const GemmShape& s) {
 // The choice of a shape, which takes as long to find as a small layer to compute: kept by each thread.
 inline GemmChoice choose_gemm(const GemmShape& s) {
   const ai3_args* a = s.args;
-  using Key = std::array<int64_t, 24>;
+  using Key = std::array<int64_t, 25>;
   const Key key = {a->sm,
                    a->dtype,
                    a->allow_tf32,
                    a->activation > AI3_RELU6,
                    a->has_prologue,
+                   a->pools,
                    s.rows,
                    s.columns,
                    s.channels,

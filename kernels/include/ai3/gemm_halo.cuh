@@ -12,6 +12,39 @@
 
 namespace ai3 {
 
+// The end of a tile each of whose 2x2 pixels become the largest of them: a thread has both rows of two channels' runs
+// of a column, and the thread four lanes on those of the column beside it. Each of the two ends one run.
+template <typename T, typename Layout, typename Sums, typename RowOf>
+__device__ __forceinline__ void finish_pooled(const GemmParams& p, const Sums& sums, const RowOf& row_of,
+                                              int first_column, int group) {
+  constexpr int kCount = 16 / sizeof(T), kRuns = Layout::kPartColumns / kCount / 4;
+  static_assert(kRuns % 2 == 0);
+  const GemmEnd<T> end{p, group};
+  const int lane = threadIdx.x % 32, column = first_column + lane % 4 * kCount;
+  const bool is_right = lane / 4 % 2 != 0;
+#pragma unroll
+  for (int i = 0; i < Layout::kRowParts; ++i) {
+#pragma unroll
+    for (int j = 0; j < Layout::kColumnParts; ++j) {
+#pragma unroll
+      for (int run = 0; run < kRuns; run += 2) {
+        float v[kCount];
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) {
+          const auto larger = [&](int r) {
+            const float* s = &sums[i][j][(r * kCount / 2 + e / 2) * 4 + e % 2];
+            return at_least(s[0], s[2]);
+          };
+          const float first = larger(run), second = larger(run + 1);
+          const float other = __shfl_xor_sync(0xffffffff, is_right ? first : second, 4);
+          v[e] = at_least(is_right ? second : first, other);
+        }
+        end.template store<true>(row_of(i), column + j * Layout::kPartColumns + (run + is_right) * kCount * 4, v);
+      }
+    }
+  }
+}
+
 template <Math M, int Down, int Right, int Columns, int Warps>
 __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
   using T = typename ElementOf<M>::type;
@@ -128,6 +161,15 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
     }
   }
   const int y = first_y + warp % 4 * 2, x = first_x + lane / 4, first_patch = warp / 4 * Layout::kRowParts;
+  if (p.pools) {
+    const auto row_of = [&](int i) {
+      const int height = p.out_height / 2, width = p.out_width / 2;
+      const int row = (y + (first_patch + i) / Right * 8) / 2, column = (x + (first_patch + i) % Right * 8) / 2;
+      return row < height && column < width ? (image * height + row) * width + column : p.rows;
+    };
+    if (warp < Warps) finish_pooled<T, Layout>(p, sums, row_of, first_column, group);
+    return;
+  }
   const auto row_of = [&](int i, int half) {
     const int row = y + (first_patch + i) / Right * 8 + half, column = x + (first_patch + i) % Right * 8;
     return row < p.out_height && column < p.out_width ? image * p.out_pixels + row * p.out_width + column : p.rows;

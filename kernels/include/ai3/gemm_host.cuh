@@ -134,6 +134,7 @@ inline GemmParams gemm_params(const GemmShape& s) {
   p.is_clamp = a->activation <= AI3_RELU6;
   p.low = a->activation == AI3_IDENTITY ? -INFINITY : 0;
   p.high = a->activation == AI3_RELU6 ? 6 : INFINITY;
+  p.pools = a->pools;
   p.prologue_scale = a->prologue_scale, p.prologue_shift = a->prologue_shift;
   p.prologue_low = a->prologue_activation == AI3_RELU ? 0 : -INFINITY;
   p.aligned = s.columns % part == 0 && s.out_pixel % part == 0 && is_aligned(p.output) && is_aligned(p.residual) &&

@@ -32,6 +32,7 @@ struct GemmParams {
   // Of gemm_halo.cuh: tiles of an image, pixels and bytes of a tile's part of the image, and how many are there at
   // once.
   int32_t tiles_down, tiles_right, halo_height, halo_width, halo_bytes, halo_slots;
+  int32_t pools;  // of each 2x2 pixels the largest is written
 
   int32_t stages, slots, ahead;  // of blocks of depth in shared memory; those that are used; those being copied
   int32_t activation, is_clamp;

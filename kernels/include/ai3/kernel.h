@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; the core library refuses a module built for another value.
-#define AI3_ABI_VERSION 6
+#define AI3_ABI_VERSION 7
 #define AI3_MAX_DIMS 8
 
 typedef enum ai3_dtype { AI3_FLOAT32 = 0, AI3_FLOAT64 = 1, AI3_FLOAT16 = 2, AI3_BFLOAT16 = 3, AI3_OTHER = 4 } ai3_dtype;
@@ -121,6 +121,9 @@ typedef struct ai3_args {
   int32_t allow_tf32;     // products of float32 may be rounded to TF32, as PyTorch's settings say
   int32_t deterministic;  // the same bits at every call
   int64_t max_workspace;  // of bytes that an algorithm may choose its ways by; negative: any
+  // A convolution writes the largest of each 2x2 pixels of its output, NaN where one is: output.data is of an image
+  // [N,K,P/2,Q/2], channels_last and dense, whatever else `output` says. Without a residual.
+  int32_t pools;
 } ai3_args;
 
 // One algorithm on one platform. Optional functions may be null.
@@ -153,6 +156,9 @@ typedef struct ai3_kernel {
   // Optional, with AI3_EPILOGUE: 1 where run() applies the residual and the activation of these arguments, 0 where it
   // is to be handed neither, and the core library applies them. Null: it applies all.
   int32_t (*fuses)(const ai3_args* args);
+  // Optional, of a convolution with AI3_NHWC and AI3_EPILOGUE: 1 where run() takes these arguments with `pools` set,
+  // and takes less time than without and a pooling behind. Null: it never does.
+  int32_t (*pools)(const ai3_args* args);
   // Computes the output: every element of it, nothing around it. Never called with an empty output; called from several
   // threads at once, each with a workspace of its own, where each has images of its own to compute.
   void (*run)(const ai3_args* args);

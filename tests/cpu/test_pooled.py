@@ -1,0 +1,141 @@
+"""Convolutions that take in a pooling of 2x2 pixels: the operation, the pass, and what it leaves alone.
+
+No algorithm of the CPU pools itself: here the operation calls two, and the pass is told that it gains.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ai3_compile
+from ai3_compile import core
+from ai3_compile.backends.native import NativePlatform
+from ai3_compile.testing import references
+
+from .test_backend import RESTS, compiled
+from .test_ops import identity
+
+core.load()
+ops = torch.ops.ai3
+# A float32 sum of some dozens of products errs by 1e-6 at most.
+BOUND = 1e-6
+
+
+def arguments(size: tuple[int, int], batch: int = 2, dtype: torch.dtype = torch.float32):
+    torch.manual_seed(0)
+    x, w, b = torch.randn(batch, 4, *size, dtype=dtype), torch.randn(6, 4, 3, 3, dtype=dtype), torch.randn(6).to(dtype)
+    return x, w, b, *(1,) * 9, identity("conv2d", "direct"), identity("maxpool2d")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("size", [(2, 2), (8, 6), (7, 9)], ids=["equal", "divides", "above"])
+def test_gives_the_largest_of_each_four(size, batch, dtype):
+    args = arguments(size, batch, dtype)
+    found = ops.conv2d_pooled(*args, activation=1)
+    x, w, b = (t.double() for t in args[:3])
+    expected = F.max_pool2d(F.conv2d(x, w, b, padding=1).relu(), 2) if batch else x.new_empty(0, 6, 1, 1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    if batch:
+        assert references.relative_error(found, expected) < BOUND
+
+
+def test_opcheck():
+    torch.library.opcheck(ops.conv2d_pooled.default, arguments((8, 6)), {"activation": 1})
+
+
+def test_an_unbatched_image():
+    x, *rest = arguments((8, 6), 1)
+    assert torch.equal(ops.conv2d_pooled(x[0], *rest), ops.conv2d_pooled(x, *rest)[0])
+
+
+def test_too_small_an_image():
+    with pytest.raises(RuntimeError, match="no 2x2 pixels in 1x6"):
+        ops.conv2d_pooled(*arguments((1, 6)))
+
+
+class Net(nn.Module):
+    def __init__(self, pool: nn.Module, norm: bool = False) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3, padding=1), pool
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.next = nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.next(self.pool(self.norm(self.conv(x)).relu()))
+
+
+class Twice(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x).relu()
+        return self.next(self.pool(y)) + y.mean()
+
+
+class Added(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.next(self.pool((self.conv(x) + x.mean(1, keepdim=True)).relu()))
+
+
+@pytest.fixture
+def gains(monkeypatch):
+    """As where every convolution pools in less time; the names of the activations that it was asked for."""
+    asked = []
+    monkeypatch.setattr(NativePlatform, "pools", lambda *a: asked.append(a[-1]) or True)
+    return asked
+
+
+def checked(model: nn.Module, **options) -> ai3_compile.Report:
+    model, x = model.eval(), torch.randn(2, 3, 12, 15)
+    # A graph that was compiled before would not ask what gains.
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        found, expected = compiled(model, **options)(x), model.double()(x.double())
+    # Two convolutions, each as above, of values that the first has rounded.
+    assert references.relative_error(found, expected) < 4 * BOUND
+    return ai3_compile.last_report()
+
+
+@pytest.mark.parametrize("rest", RESTS)
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_pass_takes_the_pooling_in(gains, rest, norm):
+    report = checked(Net(nn.MaxPool2d(2), norm), rest=rest, conv2d="gemm")
+    conv, pool = (next(row for row in report if row.name == name) for name in ("conv", "pool"))
+    assert conv.computed == f"gemm@cpp{' + batch_norm' * norm} + relu + maxpool2d"
+    assert (pool.algorithm, pool.why) == ("fused", "runs inside conv2d conv")
+    assert gains == [1]
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(3, 2),
+        nn.MaxPool2d(2, 1),
+        nn.MaxPool2d(2, padding=1),
+        nn.MaxPool2d(2, dilation=2),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d((1, 2)),
+        nn.AvgPool2d(2),
+    ],
+    ids=str,
+)
+def test_other_windows_are_left(gains, pool):
+    assert not any("maxpool2d" in row.fused for row in checked(Net(pool), conv2d="gemm"))
+
+
+@pytest.mark.parametrize("model", [Twice, Added])
+def test_a_result_that_others_read_or_change_is_left(gains, model):
+    report = checked(model(nn.MaxPool2d(2)), conv2d="gemm")
+    assert not any("maxpool2d" in row.fused for row in report)
+
+
+@pytest.mark.parametrize("options", [{"maxpool2d": "direct"}, {"fuse": False}])
+def test_what_the_user_named_stays(gains, options):
+    report = checked(Net(nn.MaxPool2d(2)), conv2d="gemm", **options)
+    assert next(row for row in report if row.name == "pool").algorithm == "direct@cpp"
+
+
+def test_no_algorithm_gains_on_a_cpu():
+    report = checked(Net(nn.MaxPool2d(2)))
+    assert next(row for row in report if row.name == "pool").algorithm == "direct@cpp"
