@@ -36,6 +36,8 @@ CASES = (
     Conv("stride", 64, (31, 30), 72, stride=(2, 2), batch=2),
     Conv("matrix", 264, (15, 14), 72, (1, 1), batch=2, padding=NONE),
 )
+# Those whose weights are few enough to stay in shared memory.
+RESIDENT = ("image-equal", "image-divides", "groups", "window-1x7")
 _MOST_TILES = 32
 
 
@@ -61,6 +63,8 @@ def test_every_tile(case, dtype, variant, library):
         tiles = {name for name, _ in computed}
         has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
         assert any(name.endswith("_halo") for name in tiles) == has_halo, tiles
+        is_clamp = dtype not in ("tf32", "float32") and made.activation == "relu"
+        assert ("128x64_resident" in tiles) == (is_clamp and case.id in RESIDENT), tiles
         assert {splits for _, splits in computed} >= {1, 2, 4}
 
 
@@ -70,7 +74,9 @@ def test_every_tile_that_pools(case, dtype, library):
     computed = judged(made_of(case, dtype, "bias, residual, relu"), dtype, library, pools=True)
     has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
     if torch.cuda.get_device_capability() == (9, 0) and has_halo:
-        tiles = {"128x64_halo", "128x128_halo"} | ({"256x64_halo", "256x128_halo"} if dtype != "tf32" else set())
+        tiles = {"128x64_halo", "128x128_halo"}
+        if dtype != "tf32":
+            tiles |= {"256x64_halo", "256x128_halo"} | ({"128x64_resident"} if case.id in RESIDENT else set())
         assert computed == {(name, 1) for name in tiles}
     else:
         assert not computed

@@ -51,7 +51,8 @@ inline int64_t gemm_packed_columns(const GemmShape& s) { return cuda::ceil_div(s
 struct GemmTile {
   int rows, columns, threads, most_resident;  // at most as many tiles on a multiprocessor at once
   const char* name;
-  int down = 0, right = 0;  // patches of gemm_halo.cuh; none of the others
+  int down = 0, right = 0;   // patches of gemm_halo.cuh; none of the others
+  bool is_resident = false;  // of gemm_resident.cuh
 };
 struct GemmTiles {
   const GemmTile* first;
@@ -102,7 +103,7 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
       {256, 64, 288, 2, "256x64_bulk"},         {256, 128, 288, 1, "256x128_bulk"},
       {128, 256, 288, 1, "128x256_bulk"},       {128, 64, 288, 3, "128x64_halo", 1, 2},
       {128, 128, 288, 2, "128x128_halo", 1, 2}, {256, 64, 288, 2, "256x64_halo", 2, 2},
-      {256, 128, 288, 1, "256x128_halo", 2, 2},
+      {256, 128, 288, 1, "256x128_halo", 2, 2}, {128, 64, 416, 1, "128x64_resident", 1, 2, true},
   };
   // The rows of float32 go through registers, of which tiles of 256 rows have too few.
   static constexpr GemmTile kTf32Bulk[] = {
@@ -126,13 +127,13 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
   const bool strict = gemm_is_strict(s.args);
   if (s.args->pools) {
     if (!gemm_is_bulk(s) || !gemm_has_halo(s)) return {nullptr, 0};
-    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk + 7, 2} : GemmTiles{kBulk + 9, 4};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk + 7, 2} : GemmTiles{kBulk + 9, 5};
   }
   if (gemm_is_bulk(s)) {
     if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
     if (strict) return {kStrictBulk, 3};
     const bool halo = gemm_has_halo(s);
-    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 9 : 7} : GemmTiles{kBulk, halo ? 13 : 9};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 9 : 7} : GemmTiles{kBulk, halo ? 14 : 9};
   }
   if (s.args->sm == 90) return {kAny, 1};
   return strict ? GemmTiles{kStrictAny, 2} : GemmTiles{kAny, 3};
@@ -141,7 +142,8 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
 struct GemmChoice {
   const GemmTile* tile;
   int splits, stages, slots, ahead, shared;
-  double time;  // nanoseconds
+  double time;    // nanoseconds
+  int halos = 0;  // parts of images in shared memory; of gemm_resident.cuh, for each warpgroup
 };
 
 inline int gemm_shared_limit(int sm) {
@@ -154,8 +156,17 @@ inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int spli
   const bool strict = gemm_is_strict(s.args), bulk = tile.threads % 64 != 0;
   const bool has_halo = tile.down > 0;
   if (has_halo && splits > 1) return {};
+  if (tile.is_resident) {
+    constexpr int kMost = 4;
+    const int64_t blocks = gemm_blocks(s), halo = gemm_halo(s, tile).bytes;
+    const int64_t beside = blocks * tile.columns * 128 + kBulkBarriers;
+    const int64_t halos = std::min<int64_t>((gemm_shared_limit(s.args->sm) - beside) / halo / kResidentTeams, kMost);
+    if (s.args->activation > AI3_RELU6 || halos < 2) return {};
+    return {&tile, 1, int(blocks), int(blocks), 0, int(beside + kResidentTeams * halos * halo), 0, int(halos)};
+  }
   const int bytes = ((has_halo ? 0 : tile.rows) + tile.columns * (strict ? 2 : 1)) * 128;
-  const int halos = has_halo ? int(std::min<int64_t>(2, gemm_tap_blocks(s)) * gemm_halo(s, tile).bytes) : 0;
+  const int halo_slots = has_halo ? int(std::min<int64_t>(2, gemm_tap_blocks(s))) : 0;
+  const int halos = has_halo ? halo_slots * int(gemm_halo(s, tile).bytes) : 0;
   const int depth = int(cuda::ceil_div(gemm_blocks(s), splits)), limit = gemm_shared_limit(s.args->sm);
   const int prologue = s.args->has_prologue ? depth * int(128 / gemm_element_bytes(s.args)) * 8 : 0;
   const int beside_blocks = bulk ? kBulkBarriers + prologue + halos : 2048;
@@ -169,7 +180,8 @@ inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int spli
   if (std::min(stages, depth) < std::min(beside + 1, depth) || room < exchanged) return {};
   stages = std::max(stages, beside + 1);
   const int slots = std::min(stages, depth);
-  return {&tile, splits, stages, slots, stages - beside, std::max(slots * bytes + beside_blocks, exchanged), 0};
+  return {&tile, splits,    stages, slots, stages - beside, std::max(slots * bytes + beside_blocks, exchanged),
+          0,     halo_slots};
 }
 
 // How long a choice takes on an H100 or H200, in nanoseconds and bytes a nanosecond; tiles are counted in areas of
@@ -241,9 +253,16 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
                            (t.rows == 64 ? r.low : 1) * (bulk ? 1 : 4) +
                        r.rows * t.rows / 128;
   const double alone = r.begin + depth * std::max({block, r.latency / std::min(c.slots, 14), r.least}) + area * r.end;
+  const double store = s.args->pools ? r.store / 4 : r.store;
+  if (t.is_resident) {
+    // Each multiprocessor has the weights brought once, and a tile computed while another is written.
+    const double weights = depth * t.columns * 128, image = bytes - parts * t.columns * 128;
+    const auto each = double(cuda::ceil_div(tiles, 132));
+    return r.start + 132 * weights / r.l2 +
+           norm(each * depth * block, double(tiles) * (depth * image / r.l2 + area * store), alone);
+  }
   // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
   const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
-  const double store = s.args->pools ? r.store / 4 : r.store;
   const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;
   const auto wave = [&](int64_t count) {
     const auto each = double(cuda::ceil_div(count, 132));

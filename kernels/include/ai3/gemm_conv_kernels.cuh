@@ -2,8 +2,8 @@
 // those of gemm_kernels.cuh do where no accelerator brings the rows, and those whose taps share a part of the image.
 #pragma once
 
-#include <ai3/gemm_halo.cuh>
 #include <ai3/gemm_kernels.cuh>
+#include <ai3/gemm_resident.cuh>
 
 #if defined(__CUDACC__) && AI3_WGMMA
 
@@ -18,7 +18,12 @@ namespace ai3 {
   AI3_KERNEL_BLOCKS(8 * 32 + 32, blocks, gemm_##math_name##_##tile##_halo, ai3::GemmParams) { \
     ai3::implicit_gemm_halo<ai3::Math::math, down, right, columns, 8>(p);                     \
   }
+#define AI3_GEMM_RESIDENT(math_name, math)                                                                    \
+  AI3_KERNEL_BLOCKS(ai3::kResidentTeams * 128 + 32, 1, gemm_##math_name##_128x64_resident, ai3::GemmParams) { \
+    ai3::implicit_gemm_resident<ai3::Math::math, 1, 2, 64>(p);                                                \
+  }
 #define AI3_GEMMS_HALO(name, math)                 \
+  AI3_GEMM_RESIDENT(name, math)                    \
   AI3_GEMM_HALO(name, math, 1, 2, 64, 3, 128x64)   \
   AI3_GEMM_HALO(name, math, 1, 2, 128, 2, 128x128) \
   AI3_GEMM_HALO(name, math, 2, 2, 64, 2, 256x64)   \

@@ -45,6 +45,29 @@ __device__ __forceinline__ void finish_pooled(const GemmParams& p, const Sums& s
   }
 }
 
+// The row of the product that is this pixel of a patch, given the same pixel of the tile's first; none outside.
+template <int Right>
+__device__ __forceinline__ int halo_row(const GemmParams& p, int image, int y, int x, int patch) {
+  y += patch / Right * 8, x += patch % Right * 8;
+  return y < p.out_height && x < p.out_width ? image * p.out_pixels + y * p.out_width + x : p.rows;
+}
+
+// The end of a tile that goes from registers to memory: y and x are the thread's first pixel in the tile's first patch.
+template <typename T, typename Layout, int Right, typename Sums>
+__device__ __forceinline__ void finish_halo(const GemmParams& p, const Sums& sums, int image, int y, int x,
+                                            int first_patch, int first_column, int group) {
+  if (p.pools) {
+    const auto row_of = [&](int i) {
+      const int height = p.out_height / 2, width = p.out_width / 2;
+      const int row = (y + (first_patch + i) / Right * 8) / 2, column = (x + (first_patch + i) % Right * 8) / 2;
+      return row < height && column < width ? (image * height + row) * width + column : p.rows;
+    };
+    return finish_pooled<T, Layout>(p, sums, row_of, first_column, group);
+  }
+  const auto row_of = [&](int i, int half) { return halo_row<Right>(p, image, y + half, x, first_patch + i); };
+  finish_directly<T, Layout>(p, sums, row_of, first_column, group);
+}
+
 template <Math M, int Down, int Right, int Columns, int Warps>
 __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
   using T = typename ElementOf<M>::type;
@@ -162,18 +185,10 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
   }
   const int y = first_y + warp % 4 * 2, x = first_x + lane / 4, first_patch = warp / 4 * Layout::kRowParts;
   if (p.pools) {
-    const auto row_of = [&](int i) {
-      const int height = p.out_height / 2, width = p.out_width / 2;
-      const int row = (y + (first_patch + i) / Right * 8) / 2, column = (x + (first_patch + i) % Right * 8) / 2;
-      return row < height && column < width ? (image * height + row) * width + column : p.rows;
-    };
-    if (warp < Warps) finish_pooled<T, Layout>(p, sums, row_of, first_column, group);
+    if (warp < Warps) finish_halo<T, Layout, Right>(p, sums, image, y, x, first_patch, first_column, group);
     return;
   }
-  const auto row_of = [&](int i, int half) {
-    const int row = y + (first_patch + i) / Right * 8 + half, column = x + (first_patch + i) % Right * 8;
-    return row < p.out_height && column < p.out_width ? image * p.out_pixels + row * p.out_width + column : p.rows;
-  };
+  const auto row_of = [&](int i, int half) { return halo_row<Right>(p, image, y + half, x, first_patch + i); };
   finish_gemm<T, kRows, Columns, Warps>(p, sums, row_of, first_column, group, shared, warp < Warps);
 }
 

@@ -71,6 +71,14 @@ inline bool encode_tensor_map(const GemmShape& s, const GemmTile& tile, void* ma
                  kNoInterleave, kSwizzle128, kPromote256, kZeros) == 0;
 }
 
+inline int multiprocessors(int device) {
+  using Ask = int (*)(int* value, int attribute, int device);
+  static const auto ask = reinterpret_cast<Ask>(dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuDeviceGetAttribute"));
+  constexpr int kMultiprocessorCount = 16, kOfAnH100 = 132;
+  int count = 0;
+  return ask != nullptr && ask(&count, kMultiprocessorCount, device) == 0 ? count : kOfAnH100;
+}
+
 // As cuda::launch, with the blocks along z as one cluster, which exchanges its sums, and started while the kernel
 // before it in the stream still ends, where that one allows it.
 template <typename Params>
@@ -163,13 +171,19 @@ inline void run_gemm(const GemmShape& s, GemmChoice choice) {
       const GemmHalo halo = gemm_halo(s, *choice.tile);
       p.tiles_down = int(gemm_tiles_down(s, *choice.tile)), p.tiles_right = int(gemm_tiles_right(s, *choice.tile));
       p.halo_height = int(halo.height), p.halo_width = int(halo.width), p.halo_bytes = int(halo.bytes);
-      p.halo_slots = std::min(2, p.tap_blocks);
+      p.halo_slots = choice.halos;
     }
   }
   name += choice.tile->name;
   p.stages = choice.stages, p.slots = choice.slots, p.ahead = choice.ahead;
   p.column_tiles = int(cuda::ceil_div(s.columns, choice.tile->columns));
-  const cuda::Grid grid{gemm_row_tiles(s, *choice.tile) * p.column_tiles * s.groups, 1, choice.splits};
+  int64_t row_tiles = gemm_row_tiles(s, *choice.tile);
+  if (choice.tile->is_resident) {
+    p.tiles = int(row_tiles);
+    const int64_t columns = int64_t(p.column_tiles) * s.groups;
+    row_tiles = std::min(row_tiles, std::max<int64_t>(1, multiprocessors(a->device) / columns));
+  }
+  const cuda::Grid grid{row_tiles * p.column_tiles * s.groups, 1, choice.splits};
   const auto threads = unsigned(choice.tile->threads), shared = unsigned(choice.shared);
   if (a->sm != 90) {
     cuda::launch(a, name.c_str(), grid, threads, shared, p);

@@ -33,6 +33,7 @@ struct GemmParams {
   // once.
   int32_t tiles_down, tiles_right, halo_height, halo_width, halo_bytes, halo_slots;
   int32_t pools;  // of each 2x2 pixels the largest is written
+  int32_t tiles;  // of gemm_resident.cuh, for each group's columns
 
   int32_t stages, slots, ahead;  // of blocks of depth in shared memory; those that are used; those being copied
   int32_t activation, is_clamp;
@@ -50,6 +51,7 @@ struct GemmPackParams {
 };
 
 constexpr int kMostSplits = 8;      // shares of the depth: blocks of a cluster
+constexpr int kResidentTeams = 3;   // warpgroups of gemm_resident.cuh
 constexpr int kBulkBarriers = 256;  // bytes behind the blocks of depth, and behind these the prologue's of each channel
 
 }  // namespace ai3
@@ -218,6 +220,31 @@ __device__ __forceinline__ void multiply_tile(Sums& sums, uint32_t tile, int war
 
 #endif
 
+// The end of a tile whose sums go to memory as they are in registers, as those of finish_gemm().
+template <typename T, typename Layout, typename Sums, typename RowOf>
+__device__ __forceinline__ void finish_directly(const GemmParams& p, const Sums& sums, const RowOf& row_of,
+                                                int first_column, int group) {
+  constexpr int kCount = 16 / sizeof(T), kRuns = Layout::kPartColumns / kCount / 4;
+  const GemmEnd<T> end{p, group};
+  const int column = first_column + Layout::column(int(threadIdx.x) / 32) + int(threadIdx.x) % 4 * kCount;
+#pragma unroll
+  for (int i = 0; i < Layout::kRowParts; ++i) {
+#pragma unroll
+    for (int j = 0; j < Layout::kColumnParts; ++j) {
+#pragma unroll
+      for (int run = 0; run < kRuns; ++run) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float v[kCount];
+#pragma unroll
+          for (int e = 0; e < kCount; ++e) v[e] = sums[i][j][(run * kCount / 2 + e / 2) * 4 + half * 2 + e % 2];
+          end.template store<true>(row_of(i, half), column + j * Layout::kPartColumns + run * kCount * 4, v);
+        }
+      }
+    }
+  }
+}
+
 // The end of a tile, whose sums are in the registers of its Warps warps; `computes` is false in any others. The rows of
 // a thread's sums are row_of(i, half), of the i-th instruction the first or second eight.
 template <typename T, int Rows, int Columns, int Warps, typename Sums, typename RowOf>
@@ -230,23 +257,7 @@ __device__ __forceinline__ void finish_gemm(const GemmParams& p, const Sums& sum
   const int column = first_column + Layout::column(warp) + lane % 4 * kCount;
   constexpr int kRuns = kPartSums / kCount / 2;  // of channels in a row of one instruction's sums
   if (gridDim.z == 1 && p.is_clamp) {
-    if (!computes) return;
-#pragma unroll
-    for (int i = 0; i < Layout::kRowParts; ++i) {
-#pragma unroll
-      for (int j = 0; j < Layout::kColumnParts; ++j) {
-#pragma unroll
-        for (int run = 0; run < kRuns; ++run) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            float v[kCount];
-#pragma unroll
-            for (int e = 0; e < kCount; ++e) v[e] = sums[i][j][(run * kCount / 2 + e / 2) * 4 + half * 2 + e % 2];
-            end.template store<true>(row_of(i, half), column + j * Layout::kPartColumns + run * kCount * 4, v);
-          }
-        }
-      }
-    }
+    if (computes) finish_directly<T, Layout>(p, sums, row_of, first_column, group);
     return;
   }
 
