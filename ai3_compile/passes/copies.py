@@ -1,6 +1,8 @@
 """copies: a copy in inference that nothing can tell from what it copies is left out, as dropout leaves one behind.
 
 y = clone(x); z = linear(y, w)  ->  z = linear(x, w)
+
+So is an adaptive average pooling to the size that the image has, as in AlexNet and VGG on the images they are made for.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .context import Context
+from ..ops.base import shape_of
+from .context import Context, is_ai3, only_user
 
 aten = torch.ops.aten
 _MAY_RETURN_ITS_ARGUMENT = (
@@ -28,6 +31,24 @@ def run(graph: Graph, context: Context) -> None:
         if node.op == "call_function" and node.target is aten.clone.default and _is_idle(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif _averages_nothing(node, context):
+            context.report.left_out(node, "the image has that size already")
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _averages_nothing(node: Node, context: Context) -> bool:
+    """Whether a pooling that the user has left to the policy gives the image it gets, which nothing else reads."""
+    if not (is_ai3(node, "ai3::adaptive_avg_pool2d") or node.target is aten._adaptive_avg_pool2d.default):
+        return False
+    source, policy = node.args[0], context.policy
+    assert isinstance(source, Node)
+    if node in context.swapped or not policy.fuse or not policy.is_default("adaptiveavgpool2d"):
+        return False
+    mine, its = node.meta["val"], source.meta["val"]
+    if not all(isinstance(size, int) for size in its.shape[-2:]) or shape_of(node)[-2:] != shape_of(source)[-2:]:
+        return False
+    return source.op == "call_function" and only_user(source) is node and mine.stride() == its.stride()
 
 
 def _is_idle(node: Node) -> bool:

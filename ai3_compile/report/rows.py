@@ -23,7 +23,8 @@ class Row:
     output_shape: tuple[int, ...]
     dtype: str
     algorithm: str
-    """`algorithm@platform`; `fused` where the operation runs inside another row's, which `why` names."""
+    """`algorithm@platform`; `fused` where the operation runs inside another row's, which `why` names, or is left out,
+    for the reason there."""
     why: str
     rejected: dict[str, str]
     """Every other algorithm and the reason against it."""
@@ -112,6 +113,12 @@ class GraphReport:
         row = self._nodes.pop(absorbed, None)
         if row is not None:
             row.algorithm, row.why = "fused", f"runs inside {host.operation} {host.name or '(no module)'}"
+
+    def left_out(self, node: Node, why: str) -> None:
+        """Nothing runs for this operation."""
+        row = self._nodes.pop(node, None)
+        if row is not None:
+            row.algorithm, row.why = "fused", f"left out: {why}"
 
     def sort_by(self, graph: Graph) -> None:
         """Puts the rows in the order of the graph; they are made operation by operation."""

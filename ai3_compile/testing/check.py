@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 
 from .. import core, registry
 from ..backends import abi, gpu
@@ -109,7 +110,8 @@ class CheckReport:
 def check_algorithm(operation: str, name: str, *, rtol: float | None = None) -> CheckReport:
     """Runs an algorithm, `mine` or `mine@cpp`, on every case of its operation, and compares with float64.
 
-    One in C++ runs through the C ABI alone, with guard bytes around every buffer and an output full of NaN; then, like
+    One in C++ runs through the C ABI alone, with guard bytes around every buffer and an output full of NaN, and with
+    a pooling behind it where it takes one in; then, like
     all others, as the operation that compiled graphs call. ||y - ref|| / ||ref|| may be 1e-6 in float32 (5e-6 for
     Winograd; what a plain loop errs by in long sums) and 1e-13 in float64, and 0 where numbers are only moved or
     compared: references.py says why. `rtol` is another bound for float32, for an algorithm whose numerics are not those
@@ -176,8 +178,8 @@ def check_call(algorithm: registry.Algorithm, table: abi.Kernel | None, call: Ca
             return Outcome(REFUSED, detail=reason)
         expected = call.compute(torch.float64)
         # The guarded way comes first, so that no other runs where it fails.
-        for found in _results(algorithm, table, call):
-            error, what = references.judge(found, expected, limit)
+        for found, pooled in _results(algorithm, table, call):
+            error, what = references.judge(found, F.max_pool2d(expected, 2) if pooled else expected, limit)
             if what is not None:
                 return Outcome(WRONG, error, what)
             worst = max(worst, error)
@@ -189,12 +191,18 @@ def check_call(algorithm: registry.Algorithm, table: abi.Kernel | None, call: Ca
     return Outcome(RIGHT, worst)
 
 
-def _results(algorithm: registry.Algorithm, table: abi.Kernel | None, call: Call) -> Iterator[torch.Tensor]:
+def _results(
+    algorithm: registry.Algorithm, table: abi.Kernel | None, call: Call
+) -> Iterator[tuple[torch.Tensor, bool]]:
+    """The results, and whether the largest of each 2x2 pixels is what a result is of."""
     if table is not None and not call.is_layout:
-        yield from through_abi(table, call)
+        for found in through_abi(table, call):
+            yield found, False
+        if (pooled := pooled_through_abi(table, call)) is not None:
+            yield pooled, True
     before = [None if t is None else t.nan_to_num() for t in call.tensors]
     with _unwritten_is_nan():
-        yield through_torch(algorithm, call)
+        yield through_torch(algorithm, call), False
     for name, old, new in zip(("input", "weight", "bias", "residual"), before, call.tensors):
         if old is not None and new is not None and not torch.equal(old, new.nan_to_num()):
             raise KernelMemoryError(buffer=name, what="written, and it is an input")
@@ -224,6 +232,16 @@ def through_abi(table: abi.Kernel, call: Call) -> Iterator[torch.Tensor]:
         yield harness.run_kernel(
             table, call.spec, call.input, call.weight, call.bias, *fused, layout=abi.NHWC, in_place=True
         )
+
+
+def pooled_through_abi(table: abi.Kernel, call: Call) -> torch.Tensor | None:
+    """The largest of each 2x2 pixels, between guards; None where the algorithm leaves them to another."""
+    number = activations.NUMBERS[call.activation]
+    if call.residual is not None or not harness.pools(table, call.spec, number):
+        return None
+    return harness.run_kernel(
+        table, call.spec, call.input, call.weight, call.bias, activation=number, layout=abi.NHWC, pools=True
+    )
 
 
 def through_torch(algorithm: registry.Algorithm, call: Call, static_weight: bool = False) -> torch.Tensor:

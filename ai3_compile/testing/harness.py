@@ -93,6 +93,15 @@ def fuses(table: abi.Kernel, spec: OpSpec, has_residual: bool, activation: int) 
     return bool(table.fuses(gpu.set_device(args) if spec.device == "cuda" else args))
 
 
+def pools(table: abi.Kernel, spec: OpSpec, activation: int) -> bool:
+    """Whether a convolution takes in a max pooling of 2x2 pixels behind it."""
+    if not table.pools or min(spec.output_shape[2:]) < 2:
+        return False
+    args = native.args_of(spec, abi.NHWC)
+    args.activation, args.pools = activation, 1
+    return bool(table.pools(gpu.set_device(args) if spec.device == "cuda" else args))
+
+
 def run_kernel(
     table: abi.Kernel,
     spec: OpSpec,

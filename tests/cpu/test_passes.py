@@ -10,6 +10,7 @@ from torch._guards import TracingContext
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+import ai3_compile
 from ai3_compile import core, passes, registry
 from ai3_compile.ops.activations import NUMBERS
 from ai3_compile.options import check_options
@@ -84,6 +85,7 @@ class Neighbours(nn.Module):
         self.joined, self.alone, self.twice, self.first, self.second, self.gated, self.shared = (
             nn.Conv2d(4, 4, 3, padding=1) for _ in range(7)
         )
+        self.pooled, self.activated_pooled, self.otherwise_pooled = (nn.Conv2d(4, 4, 1) for _ in range(3))
         self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.activated, self.viewed, self.plain, self.normed = (nn.Linear(4, 4) for _ in range(4))
         self.lines = nn.BatchNorm1d(4)
@@ -95,7 +97,9 @@ class Neighbours(nn.Module):
         added = (self.other(self.first(x)) + self.second(x)).relu()
         gated, shared = nn.functional.hardswish(self.gated(x) + x[:, :, :1]), self.shared(x) + twice
         lines = self.activated(x[0, 0]).relu(), z, self.plain(x[0, 0]).sin(), self.lines(self.normed(x[0, 0])).relu()
-        return y, added, gated, shared, *lines
+        pool = nn.functional.max_pool2d
+        pools = pool(self.pooled(x), 2), pool(self.activated_pooled(x).relu(), 2), pool(self.otherwise_pooled(x), 2, 1)
+        return y, added, gated, shared, *lines, *pools
 
 
 RELU = NUMBERS["relu"]
@@ -120,6 +124,8 @@ def test_what_stands_behind_an_operation_is_seen_where_auto_measures(monkeypatch
         "joined": Use(True, has_norm=True, activation=activation),
         "first": Use(True, has_norm=True, residual=True, activation=activation),
         "shared": Use(True, residual=True),
+        "pooled": Use(True, pooled=True),
+        **({"activated_pooled": Use(True, activation=RELU, pooled=True)} if activation else {}),
         **({name: Use(True, activation=RELU) for name in ("activated", "viewed")} if activation else {}),
     }
 
@@ -314,3 +320,42 @@ def test_a_copy_of_an_input_that_is_returned_is_no_alias():
         found = f(x)
     found.zero_()
     assert x.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        (lambda m, x: m.second(m.pool(m.first(x))), 0),
+        (lambda m, x: m.pool(m.first(x)).flatten(1), 0),
+        (lambda m, x: m.second(m.pool(m.first(x)[:, :, 1:])), 1),
+        (lambda m, x: m.pool(x), 1),
+        (lambda m, x: (y := m.first(x), m.pool(y) + y)[1], 1),
+    ],
+    ids=["equal", "equal, flattened", "below", "input", "others read it"],
+)
+def test_a_pooling_to_the_size_that_the_image_has_is_left_out(function, left):
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+            self.pool = nn.AdaptiveAvgPool2d(tuple(image().shape[2:]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(self, x)
+
+    torch.manual_seed(0)
+    model = Model().eval()
+    x = image()
+    assert sum("adaptive_avg_pool2d" in target for target in capture(model, x)["copies"]) == left
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend="ai3")(x), model(x))
+    (row,) = (row for row in ai3_compile.last_report() if row.operation == "adaptiveavgpool2d")
+    assert (row.algorithm == "fused") == (row.why == "left out: the image has that size already") == (not left)
+
+
+def test_a_pooling_whose_algorithm_is_named_stays():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(tuple(image().shape[2:]))).eval()
+    with torch.no_grad():
+        torch.compile(model, backend="ai3", options={"adaptiveavgpool2d": "direct"})(image())
+    assert ai3_compile.last_report().graphs[0].rows[-1].algorithm == "direct@cpp"

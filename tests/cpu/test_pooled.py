@@ -1,6 +1,7 @@
 """Convolutions that take in a pooling of 2x2 pixels: the operation, the pass, and what it leaves alone.
 
-No algorithm of the CPU pools itself: here the operation calls two, and the pass is told that it gains.
+None of ai3's algorithms of the CPU pools itself: the operation calls two, and the pass is told that it gains. One of a
+user's does.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import ai3_compile
-from ai3_compile import core
+from ai3_compile import core, registry
 from ai3_compile.backends.native import NativePlatform
-from ai3_compile.testing import references
+from ai3_compile.errors import AlgorithmCheckError
+from ai3_compile.testing import check_algorithm, references
 
 from .test_backend import RESTS, compiled
 from .test_ops import identity
@@ -22,6 +24,11 @@ core.load()
 ops = torch.ops.ai3
 # A float32 sum of some dozens of products errs by 1e-6 at most.
 BOUND = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    torch._dynamo.reset()
 
 
 def arguments(size: tuple[int, int], batch: int = 2, dtype: torch.dtype = torch.float32):
@@ -139,3 +146,107 @@ def test_what_the_user_named_stays(gains, options):
 def test_no_algorithm_gains_on_a_cpu():
     report = checked(Net(nn.MaxPool2d(2)))
     assert next(row for row in report if row.name == "pool").algorithm == "direct@cpp"
+
+
+# Direct convolution in plain loops, channels_last; MISTAKE is where one can be made.
+POOLS = r"""
+#include <ai3/activation.h>
+
+#include <cmath>
+
+static const char* supports(const ai3_args* a) {
+  if (a->dtype != AI3_FLOAT32) return "needs float32";
+  return a->groups == 1 ? nullptr : "needs groups 1";
+}
+static int32_t pools(const ai3_args* a) { return a->kernel_h == 3; }
+
+static float at(const ai3_args* a, int64_t n, int64_t k, int64_t p, int64_t q) {
+  const float* x = static_cast<const float*>(a->input.data);
+  const float* w = static_cast<const float*>(a->weight.data);
+  const int64_t C = a->input.size[1], H = a->input.size[2], W = a->input.size[3];
+  double sum = a->bias ? static_cast<const float*>(a->bias)[k] : 0;
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t r = 0; r < a->kernel_h; ++r)
+      for (int64_t s = 0; s < a->kernel_w; ++s) {
+        const int64_t i = p * a->stride_h - a->pad_top + r * a->dilation_h;
+        const int64_t j = q * a->stride_w - a->pad_left + s * a->dilation_w;
+        if (i < 0 || i >= H || j < 0 || j >= W) continue;
+        sum += x[((n * H + i) * W + j) * C + c] * w[((k * C + c) * a->kernel_h + r) * a->kernel_w + s];
+      }
+  const int64_t K = a->output.size[1], pixel = (n * a->output.size[2] + p) * a->output.size[3] + q;
+  if (a->residual.data) sum += static_cast<const float*>(a->residual.data)[pixel * K + k];
+  return ai3::activate(static_cast<float>(sum), a->activation);
+}
+
+static void run(const ai3_args* a) {
+  const int64_t size = a->pools ? 2 : 1, P = a->output.size[2] / size, Q = a->output.size[3] / size;
+  float* y = static_cast<float*>(a->output.data);
+  for (int64_t n = 0; n < a->output.size[0]; ++n)
+    for (int64_t p = 0; p < P; ++p)
+      for (int64_t q = 0; q < Q; ++q)
+        for (int64_t k = 0; k < a->output.size[1]; ++k) {
+          float most = at(a, n, k, p * size, q * size);
+          for (int64_t i = 1; i < size * size; ++i) {
+            const float v = at(a, n, k, p * size + i / 2 MISTAKE, q * size + i % 2);
+            if (v > most || std::isnan(v)) most = v;
+          }
+          *y++ = most;
+        }
+}
+
+extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) {
+  static const ai3_kernel table = [] {
+    ai3_kernel k{};
+    k.abi_version = AI3_ABI_VERSION;
+    k.operation = "conv2d";
+    k.version = 1;
+    k.flags = AI3_NHWC | AI3_EPILOGUE;
+    k.supports = supports;
+    k.pools = pools;
+    k.run = run;
+    return k;
+  }();
+  return &table;
+}
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Registers the algorithm for one test."""
+
+    def register(mistake: str = "") -> None:
+        path = tmp_path / "pools.cpp"
+        path.write_text(POOLS.replace("MISTAKE", mistake))
+        ai3_compile.register_algorithm("conv2d", "pools", path)
+
+    yield register
+    for algorithm in registry.users():
+        registry.remove(algorithm)
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_an_algorithm_that_pools_computes_both(own, rest):
+    own()
+    report = checked(Net(nn.MaxPool2d(2), norm=True), rest=rest, conv2d="pools")
+    rows = {row.name: row for row in report if row.operation == "conv2d"}
+    assert rows["conv"].computed == "pools@cpp + batch_norm + relu + maxpool2d"
+    assert rows["next"].computed == "pools@cpp"
+    with torch.profiler.profile() as profile:
+        args = arguments((8, 6))[:-2]
+        ids = registry.find("conv2d", "pools").id, identity("maxpool2d")
+        ops.conv2d_pooled(*args, *ids)
+    names = {event.name for event in profile.events()}
+    assert "ai3::conv2d[pools@cpp]" in names and not any("max_pool2d" in name for name in names)
+
+
+def test_an_algorithm_that_pools_is_proven_with_it(own):
+    own()
+    assert check_algorithm("conv2d", "pools").passed
+
+
+def test_an_algorithm_that_pools_wrongly_is_found(own):
+    """It takes the first row of a window for the second."""
+    own(mistake="* 0")
+    with pytest.raises(AlgorithmCheckError, match="relative error"):
+        check_algorithm("conv2d", "pools")
