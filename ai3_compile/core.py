@@ -157,12 +157,7 @@ _numerics: tuple[int, int, int, int] | None = None
 def follow_numerics(max_workspace: int | None = None) -> None:
     """Tells the core library PyTorch's settings for operations on GPUs, as they are now."""
     global _numerics
-    numerics = (
-        gpu.allows_tf32(convolves=True),
-        gpu.allows_tf32(convolves=False),
-        gpu.is_deterministic(),
-        -1 if max_workspace is None else max_workspace,
-    )
+    numerics = (*gpu.numerics(), -1 if max_workspace is None else max_workspace)
     if numerics != _numerics:
         load().ai3_core_set_numerics(*numerics)
         _numerics = numerics

@@ -130,8 +130,7 @@ class Guarded:
         self._addresses: list[int] | None = None
         self._versions: list[int] = []
         self._counts: list[torch.Tensor | None] = []
-        self._norms: list[torch.Tensor] = []
-        self._counted: list[int] = []
+        self._norms: tuple[torch.Tensor, ...] = ()
         self._epoch = -1
 
     def __call__(self, *arguments: Any) -> Any:
@@ -147,20 +146,20 @@ class Guarded:
         if self._pick is None:
             self._pick = _picker([i for i in self._static if i < len(inputs)])
         weights = self._pick(inputs)
-        addresses, versions = list(map(_ADDRESS, weights)), _versions(weights)
+        addresses, epoch = list(map(_ADDRESS, weights)), core.epoch()
         is_elsewhere = addresses != self._addresses
         if is_elsewhere:
             self._counts = _counts_beside(weights)
-            self._norms = list({id(count): count for count in self._counts if count is not None}.values())
-        counted, epoch = _versions(self._norms), core.epoch()
-        if not (is_elsewhere or versions != self._versions or counted != self._counted or epoch != self._epoch):
+            self._norms = tuple({id(count): count for count in self._counts if count is not None}.values())
+        versions = _versions(weights + self._norms)
+        if not is_elsewhere and versions == self._versions and epoch == self._epoch:
             return
         # At the first call too: another graph may have packed these weights.
-        of_norm = dict(zip(map(id, self._norms), counted))
-        core.refresh_packs(addresses, [v + of_norm.get(id(c), 0) for v, c in zip(versions, self._counts)])
+        counted = dict(zip(map(id, self._norms), versions[len(weights) :]))
+        core.refresh_packs(addresses, [v + counted.get(id(c), 0) for v, c in zip(versions, self._counts)])
         if self._calls and is_elsewhere and inputs:
             device = next(t.device for t in inputs if isinstance(t, torch.Tensor) and t.is_cuda)
             with torch.no_grad():
                 for call in self._calls:
                     _run(call, inputs, device)
-        self._addresses, self._versions, self._counted, self._epoch = addresses, versions, counted, epoch
+        self._addresses, self._versions, self._epoch = addresses, versions, epoch

@@ -49,8 +49,7 @@ def identity() -> tuple[object, ...]:
     """The devices, libraries and settings that decisions for GPUs depend on."""
     if unavailable() is not None:
         return ()
-    precisions = allows_tf32(convolves=True), allows_tf32(convolves=False)
-    return names(), torch.version.cuda, torch.backends.cudnn.version(), precisions, is_deterministic()
+    return names(), torch.version.cuda, torch.backends.cudnn.version(), numerics()
 
 
 def is_deterministic() -> bool:
@@ -61,7 +60,13 @@ def is_deterministic() -> bool:
 def allows_tf32(convolves: bool) -> bool:
     """Whether PyTorch's settings let products of float32 be rounded to TF32: those of cuDNN in convolutions, those of
     cuBLAS in others."""
-    return bool(_settings()[0 if convolves else 1].fp32_precision == _TF32)
+    return numerics()[0 if convolves else 1]
+
+
+def numerics() -> tuple[bool, bool, bool]:
+    """Of convolutions and of other products whether they may be rounded to TF32, and whether bits must repeat."""
+    convolutions, products = _settings()
+    return convolutions.fp32_precision == _TF32, products.fp32_precision == _TF32, is_deterministic()
 
 
 @contextlib.contextmanager
