@@ -64,12 +64,6 @@ Driver load_driver() {
   AI3_DRIVER_FIND(cuModuleGetFunction);
   AI3_DRIVER_FIND(cuLaunchKernel);
 #undef AI3_DRIVER_FIND
-#define AI3_DRIVER_FIND(name) d.name = reinterpret_cast<decltype(d.name)>(dlsym(library, #name))
-  AI3_DRIVER_FIND(cuStreamGetCaptureInfo_v3);
-  AI3_DRIVER_FIND(cuGraphNodeGetDependentNodes_v2);
-  AI3_DRIVER_FIND(cuGraphRemoveDependencies_v2);
-  AI3_DRIVER_FIND(cuGraphAddDependencies_v2);
-#undef AI3_DRIVER_FIND
   d.cuInit(0);
   return d;
 }
@@ -158,43 +152,14 @@ void check_cuda(int error, const char* what) {
   throw Failure(std::string(what) + ": " + (name == nullptr ? "CUDA error " + std::to_string(error) : name));
 }
 
-Separated::Separated(void* stream, int device, bool is_compiled) {
+Separated::Separated(void* stream, int device, bool is_compiled) : edges_(stream) {
+  if (edges_.is_capturing() || !is_compiled) return;
   const Driver& d = Driver::get();
-  int status = 0;
-  constexpr int kCapturing = 1;
-  if (d.cuStreamGetCaptureInfo_v3 != nullptr) {
-    uint64_t id = 0;
-    void* const* before = nullptr;
-    const GraphEdge* edges = nullptr;
-    size_t count = 0;
-    check_cuda(d.cuStreamGetCaptureInfo_v3(stream, &status, &id, &graph_, &before, &edges, &count),
-               "asking for the graph");
-    if (status == kCapturing) before_.assign(before, before + count);
-  }
-  if (status != kCapturing && is_compiled) {
-    check_cuda(d.cuLaunchKernel(empty_kernel_on(device), 1, 1, 1, 1, 1, 1, 0, stream, nullptr, nullptr),
-               "launching a kernel");
-  }
+  check_cuda(d.cuLaunchKernel(empty_kernel_on(device), 1, 1, 1, 1, 1, 1, 0, stream, nullptr, nullptr),
+             "launching a kernel");
 }
 
-void Separated::end() const {
-  const Driver& d = Driver::get();
-  for (void* node : before_) {
-    size_t count = 0;
-    check_cuda(d.cuGraphNodeGetDependentNodes_v2(node, nullptr, nullptr, &count), "asking for a graph's edges");
-    std::vector<void*> behind(count);
-    std::vector<GraphEdge> edges(count);
-    check_cuda(d.cuGraphNodeGetDependentNodes_v2(node, behind.data(), edges.data(), &count),
-               "asking for a graph's edges");
-    for (size_t i = 0; i < count; ++i) {
-      constexpr unsigned char kProgrammatic = 1;
-      if (edges[i].type != kProgrammatic) continue;
-      constexpr GraphEdge kFull{};
-      check_cuda(d.cuGraphRemoveDependencies_v2(graph_, &node, &behind[i], &edges[i], 1), "changing a graph");
-      check_cuda(d.cuGraphAddDependencies_v2(graph_, &node, &behind[i], &kFull, 1), "changing a graph");
-    }
-  }
-}
+void Separated::end() { check_cuda(edges_.become(cuda::kAfterTheEnd), "changing a graph"); }
 
 OnDevice::OnDevice(int device) {
   const Driver& driver = Driver::get();

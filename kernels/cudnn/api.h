@@ -3,6 +3,7 @@
 #ifndef AI3_CUDNN_API_H
 #define AI3_CUDNN_API_H
 
+#include <ai3/graph_edges.h>
 #include <cudnn.h>
 
 #include <cstdint>
@@ -33,11 +34,6 @@ struct Api {
 
   // Throws where cuDNN cannot be loaded.
   static const Api& get();
-};
-
-// CUgraphEdgeData.
-struct GraphEdge {
-  unsigned char from_port, to_port, type, reserved[5];
 };
 
 // Functions of libcuda.so.1, by the names they have in CUDA 13 (declared here, so that its header is not needed).
@@ -71,14 +67,6 @@ struct Driver {
   int (*cuModuleGetFunction)(void** function, void* module, const char* name);
   int (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                         unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** params, void** extra);
-  // Null with drivers older than CUDA 12.3, which know no kernels that begin early within a graph.
-  int (*cuStreamGetCaptureInfo_v3)(void* stream, int* status, uint64_t* id, void** graph, void* const** before,
-                                   const GraphEdge** edges, size_t* count);
-  int (*cuGraphNodeGetDependentNodes_v2)(void* node, void** dependents, GraphEdge* edges, size_t* count);
-  int (*cuGraphRemoveDependencies_v2)(void* graph, void* const* from, void* const* to, const GraphEdge* edges,
-                                      size_t count);
-  int (*cuGraphAddDependencies_v2)(void* graph, void* const* from, void* const* to, const GraphEdge* edges,
-                                   size_t count);
 
   // Throws where the driver cannot be loaded.
   static const Driver& get();
@@ -101,11 +89,10 @@ class Separated {
   // `is_compiled`: cuDNN compiles the kernels at run time.
   Separated(void* stream, int device, bool is_compiled);
   // To be called when all is on the stream.
-  void end() const;
+  void end();
 
  private:
-  void* graph_ = nullptr;  // the one being captured
-  std::vector<void*> before_;
+  cuda::EdgesInto edges_;
 };
 
 // Makes a device current where it is not, until the end of the scope.

@@ -185,7 +185,7 @@ void FusedPlan::run(const ai3_args* a) const {
   const cudnnHandle_t handle = handle_on(a->device);
   check(Api::get().SetStream(handle, static_cast<cudaStream_t>(a->stream)), "cudnnSetStream");
   const std::lock_guard lock(*mutex);
-  const Separated separated(a->stream, a->device, step->is_compiled);
+  Separated separated(a->stream, a->device, step->is_compiled);
   step->run(handle, pointers, a->workspace);
   separated.end();
   if (adds_bias) add_bias(handle, a->dtype, bias, a->bias, y, a->output.data);

@@ -1,6 +1,8 @@
 // The host's side of gemm_tile.cuh: packs the weights and launches what gemm_choice.cuh chooses.
 #pragma once
 
+#include <ai3/graph_edges.h>
+
 #include <ai3/gemm_choice.cuh>
 
 namespace ai3 {
@@ -79,8 +81,8 @@ inline int multiprocessors(int device) {
   return ask != nullptr && ask(&count, kMultiprocessorCount, device) == 0 ? count : kOfAnH100;
 }
 
-// As cuda::launch, with the blocks along z as one cluster, which exchanges its sums, and started while the kernel
-// before it in the stream still ends, where that one allows it.
+// As cuda::launch, with the blocks along z as one cluster, which exchanges its sums, and begun while the kernel before
+// it still runs: in a captured graph as soon as all blocks of that one have begun, in a stream when they end.
 template <typename Params>
 void launch_gemm(const ai3_args* args, const std::string& name, const cuda::Grid& grid, unsigned threads,
                  unsigned shared, const Params& params) {
@@ -105,7 +107,10 @@ void launch_gemm(const ai3_args* args, const std::string& name, const cuda::Grid
   std::string error;
   if (void* kernel = cuda::Code::get().kernel(args, name.c_str(), shared, error)) {
     void* values[] = {const_cast<Params*>(&params)};
-    if (!cuda::Code::failed(launch(&config, kernel, values, nullptr), name.c_str(), error)) return;
+    cuda::EdgesInto edges(args->stream);
+    if (!cuda::Code::failed(launch(&config, kernel, values, nullptr), name.c_str(), error) &&
+        !cuda::Code::failed(edges.become(cuda::kAfterTheStart), "changing a graph", error))
+      return;
   }
   args->runtime->fail(args->runtime, error.c_str());
 }

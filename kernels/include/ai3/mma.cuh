@@ -110,9 +110,10 @@ __device__ __forceinline__ unsigned short load_where(const unsigned short* from,
 
 #if AI3_WGMMA
 
-// A kernel that is launched for it does its own part while those before it in the stream end, up to here: all that they
-// wrote is there then. None lets the next one start before its own end (griddepcontrol.launch_dependents): not all of
-// cuDNN's kernels wait, and the workspace that one of them prepares may be memory that this kernel still reads.
+// A kernel that is launched for it does its own part while those before it still run, up to here: all that they wrote
+// is there then. None lets the next one begin by itself (griddepcontrol.launch_dependents), as not all of cuDNN's
+// kernels wait, and the workspace that one of them prepares may be memory that this kernel still reads: graph_edges.h
+// makes those edges along which a kernel that waits may begin.
 __device__ __forceinline__ void wait_previous_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
