@@ -211,8 +211,9 @@ class KernelNode(ctypes.Structure):
     ]
 
 
-def early_kernels(graph: int) -> list[str]:
-    """The names of the kernels of a CUDA graph that may begin before what they follow has ended."""
+def early_kernels(graph: int) -> list[tuple[str, int]]:
+    """The names of the kernels of a CUDA graph that may begin before what they follow has ended, and what of that they
+    wait for: the port of the edge."""
     cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t(0)
     assert cuda.cuGraphGetEdges_v2(ctypes.c_void_p(graph), None, None, None, ctypes.byref(count)) == 0
     befores, nodes = ((ctypes.c_void_p * count.value)() for _ in range(2))
@@ -225,7 +226,7 @@ def early_kernels(graph: int) -> list[str]:
         assert cuda.cuGraphKernelNodeGetParams_v2(ctypes.c_void_p(node), ctypes.byref(params)) == 0
         of = (cuda.cuFuncGetName, params.function) if params.function else (cuda.cuKernelGetName, params.kernel)
         assert of[0](ctypes.byref(name), ctypes.c_void_p(of[1])) == 0
-        found.append((name.value or b"").decode())
+        found.append(((name.value or b"").decode(), edge.from_port))
     return found
 
 
@@ -242,6 +243,25 @@ def test_no_kernel_of_cudnns_begins_early_in_a_graph(algorithm, tf32):
         with torch.cuda.graph(graph):
             run(x)
     assert early_kernels(graph.raw_cuda_graph()) == []
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+def test_own_kernels_begin_once_the_one_before_has_begun():
+    model = Blocks().cuda().half().eval().to(memory_format=torch.channels_last)
+    x = torch.randn(10, 3, 224, 224, device="cuda").half().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        options = {"rest": "eager", "conv2d": "implicit gemm@cuda|torch"}
+        run = torch.compile(model, backend="ai3", options=options)
+        run(x)
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph):
+            run(x)
+    early = early_kernels(graph.raw_cuda_graph())
+    launch_order = 2  # CU_GRAPH_KERNEL_NODE_PORT_LAUNCH_ORDER
+    assert early and {port for _, port in early} == {launch_order}
+    assert all(name.startswith(("gemm_", "few_")) for name, _ in early)
 
 
 class Dense(nn.Module):
