@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
 
 from . import core, gpu_timing, registry
@@ -153,7 +154,13 @@ def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> Callable[[], Any]:
     channels_last = use.in_graph and spec.operation in _IMAGES and platform.prefers_channels_last(algorithm)
     if channels_last:
         input = input.contiguous(memory_format=torch.channels_last)
-    finish = _pool(spec) if use.pooled else lambda result: result
+    pooling = _pooling(spec) if use.pooled else None
+
+    def finish(result: torch.Tensor) -> torch.Tensor:
+        if pooling is not None:
+            return torch.ops.ai3.max_pool2d.default(result, *POOLED, pooling.id, True)
+        return F.max_pool2d(result, 2) if use.pooled else result
+
     residual = data(spec.output_shape) if use.residual else None
     if channels_last and residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
@@ -172,20 +179,18 @@ def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> Callable[[], Any]:
     if use.activation:
         kwargs["activation"] = use.activation
     overload = operation.overload_for(algorithm)
-    if use.pooled and platform.pools(algorithm, spec, use.activation):
+    if pooling is not None and platform.pools(algorithm, spec, use.activation):
+        number = pooling.id
         kwargs.pop("channels_last", None)
-        return lambda: torch.ops.ai3.conv2d_pooled.default(*args, _pooling(spec).id, **kwargs)
+        return lambda: torch.ops.ai3.conv2d_pooled.default(*args, number, **kwargs)
     return lambda: finish(overload(*args, **kwargs))
 
 
-def _pooling(spec: OpSpec) -> Algorithm:
-    """What pools results of convolutions on the same device."""
-    return next(a for a in registry.of_operation("maxpool2d") if a.device == spec.device)
-
-
-def _pool(spec: OpSpec) -> Callable[[torch.Tensor], torch.Tensor]:
-    pool, number = torch.ops.ai3.max_pool2d.default, _pooling(spec).id
-    return lambda result: pool(result, *POOLED, number, True)
+def _pooling(spec: OpSpec) -> Algorithm | None:
+    """What pools results of convolutions on the same device; None where PyTorch does."""
+    platforms = registry.system().platforms
+    own = (a for a in registry.of_operation("maxpool2d") if a.device == spec.device and platforms[a.platform] is None)
+    return next(own, None)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -48,7 +48,7 @@ def _averages_nothing(node: Node, context: Context) -> bool:
     mine, its = node.meta["val"], source.meta["val"]
     if not all(isinstance(size, int) for size in its.shape[-2:]) or shape_of(node)[-2:] != shape_of(source)[-2:]:
         return False
-    return source.op == "call_function" and only_user(source) is node and mine.stride() == its.stride()
+    return _computes(source) and only_user(source) is node and mine.stride() == its.stride()
 
 
 def _is_idle(node: Node) -> bool:

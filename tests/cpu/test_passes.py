@@ -329,9 +329,10 @@ def test_a_copy_of_an_input_that_is_returned_is_no_alias():
         (lambda m, x: m.pool(m.first(x)).flatten(1), 0),
         (lambda m, x: m.second(m.pool(m.first(x)[:, :, 1:])), 1),
         (lambda m, x: m.pool(x), 1),
+        (lambda m, x: nn.functional.adaptive_avg_pool2d(x[:, :, 1:], (x.shape[2] - 1, x.shape[3])), 1),
         (lambda m, x: (y := m.first(x), m.pool(y) + y)[1], 1),
     ],
-    ids=["equal", "equal, flattened", "below", "input", "others read it"],
+    ids=["equal", "equal, flattened", "below", "input", "view of the input", "others read it"],
 )
 def test_a_pooling_to_the_size_that_the_image_has_is_left_out(function, left):
     class Model(nn.Module):

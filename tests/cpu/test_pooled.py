@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import ai3_compile
-from ai3_compile import core, registry
+from ai3_compile import core, registry, tuning
 from ai3_compile.backends.native import NativePlatform
 from ai3_compile.errors import AlgorithmCheckError
+from ai3_compile.ops import OPERATIONS
+from ai3_compile.selection import Use
 from ai3_compile.testing import check_algorithm, references
 
 from .test_backend import RESTS, compiled
@@ -22,6 +24,7 @@ from .test_ops import identity
 
 core.load()
 ops = torch.ops.ai3
+WINDOW = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
 # A float32 sum of some dozens of products errs by 1e-6 at most.
 BOUND = 1e-6
 
@@ -250,3 +253,16 @@ def test_an_algorithm_that_pools_wrongly_is_found(own):
     own(mistake="* 0")
     with pytest.raises(AlgorithmCheckError, match="relative error"):
         check_algorithm("conv2d", "pools")
+
+
+@pytest.mark.parametrize("can_pool", [True, False])
+@pytest.mark.parametrize("algorithm", ["torch", "gemm@cpp", "pools@cpp"])
+def test_what_auto_measures_has_the_pooling_behind(own, monkeypatch, algorithm, can_pool):
+    """Also where no algorithm of ai3's pools there."""
+    own()
+    if not can_pool:
+        monkeypatch.setattr(tuning, "_pooling", lambda spec: None)
+    spec = OPERATIONS["conv2d"].spec("", (2, 4, 8, 6), (6, 4, 3, 3), True, torch.float32, "cpu", WINDOW)
+    (chosen,) = (a for a in registry.known() if (a.operation, a.qualified) == ("conv2d", algorithm))
+    plain, pooled = (tuning._call(spec, chosen, Use(True, activation=1, pooled=pooled))() for pooled in (False, True))
+    assert references.relative_error(pooled, F.max_pool2d(plain, 2)) < BOUND
