@@ -24,7 +24,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 # As in tests/cuda/test_kernels.py.
 HALVES = {torch.float16: 6e-4, torch.bfloat16: 5e-3}
 TF32 = 2e-3
-ALGORITHMS = [a for a in registry.algorithms() if a.platform == "cuda"]
+# Attention's calls are others: test_cuda_attention.py.
+ALGORITHMS = [a for a in registry.algorithms() if a.platform == "cuda" and a.operation != "attention"]
 MATMUL = ("conv2d", "linear")
 SLICED = [a for a in ALGORITHMS if a.operation == "conv2d"]
 # The algorithms that compute every case of their operation, in every dtype.

@@ -97,19 +97,47 @@ void cp_async_ca_shared_global(uint32_t to, const void* from, unsigned bytes, un
 void cp_async_commit_group() { commit_copies(); }
 void cp_async_wait_group(unsigned pending) { wait_copies(pending); }
 
+namespace {
+
+struct MatrixLane {
+  const half_bits* row;
+  uint32_t result[4];
+};
+
+// A lane has two elements of each matrix: neighbours in a row, or, transposed, in a column.
+template <bool IsTransposed>
+void load_matrices(void** lanes) {
+  const auto at = [&](int matrix, int row, int column) -> uint32_t {
+    return static_cast<MatrixLane*>(lanes[matrix * 8 + row])->row[column];
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    const int one = lane / 4, pair = lane % 4 * 2;
+    for (int i = 0; i < 4; ++i) {
+      static_cast<MatrixLane*>(lanes[lane])->result[i] =
+          IsTransposed ? at(i, pair, one) | at(i, pair + 1, one) << 16 : at(i, one, pair) | at(i, one, pair + 1) << 16;
+    }
+  }
+}
+
+MatrixLane matrix_lane(uint32_t address) {
+  const MatrixLane own{static_cast<const half_bits*>(shared_pointer(address)), {}};
+  check(own.row, 16, false, true);
+  return own;
+}
+
+}  // namespace
+
 void ldmatrix_sync_aligned_m8n8_x4_shared_b16(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3,
                                               uint32_t address) {
-  struct Lane {
-    const uint32_t* row;
-    uint32_t result[4];
-  } own{static_cast<const uint32_t*>(shared_pointer(address)), {}};
-  check(own.row, 16, false, true);
-  meet("ldmatrix", &own, [](void** lanes) {
-    for (int lane = 0; lane < 32; ++lane) {
-      for (int i = 0; i < 4; ++i)
-        static_cast<Lane*>(lanes[lane])->result[i] = static_cast<Lane*>(lanes[i * 8 + lane / 4])->row[lane % 4];
-    }
-  });
+  MatrixLane own = matrix_lane(address);
+  meet("ldmatrix", &own, load_matrices<false>);
+  r0 = own.result[0], r1 = own.result[1], r2 = own.result[2], r3 = own.result[3];
+}
+
+void ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3,
+                                                    uint32_t address) {
+  MatrixLane own = matrix_lane(address);
+  meet("ldmatrix.trans", &own, load_matrices<true>);
   r0 = own.result[0], r1 = own.result[1], r2 = own.result[2], r3 = own.result[3];
 }
 

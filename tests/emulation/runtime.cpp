@@ -215,6 +215,9 @@ void find_buffers(const ai3_args* a, const ai3_kernel* table) {
   add_tensor("weight", a->weight, element, false);
   add_tensor("residual", a->residual, element, false);
   add_tensor("key", a->key, element, false);
+  add_tensor("value", a->value, element, false);
+  add_tensor("score_bias", a->score_bias, element, false);
+  add_tensor("score_mask", a->score_mask, element, false);
   if (a->has_bias) add_buffer("bias", a->bias, a->output.size[1] * element, false);
   if (a->has_prologue) {
     const int64_t bytes = a->input.size[1] * std::max<int64_t>(element, 4);

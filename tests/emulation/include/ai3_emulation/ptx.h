@@ -31,6 +31,8 @@ void cp_async_ca_shared_global(uint32_t to, const void* from, unsigned bytes, un
 void cp_async_commit_group();
 void cp_async_wait_group(unsigned pending);
 void ldmatrix_sync_aligned_m8n8_x4_shared_b16(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3, uint32_t address);
+void ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3,
+                                                    uint32_t address);
 
 #define AI3_EMULATED_MMA(name)                                                                                    \
   void mma_sync_aligned_##name(float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2, \
