@@ -7,10 +7,9 @@ import copy
 
 import pytest
 import torch
-from torchvision.models.swin_transformer import SwinTransformer
 
 import ai3_compile as ai3
-from ai3_compile import core, registry
+from ai3_compile import core, registry, zoo
 from ai3_compile.ops.attention import _weights
 from ai3_compile.testing.references import relative_error
 
@@ -58,13 +57,10 @@ def test_it_is_right(shape, causal, dtype):
         assert relative_error(found.cpu(), right.cpu()) < HALVES[dtype]
 
 
-def swin() -> SwinTransformer:
-    return SwinTransformer([4, 4], 32, [2, 2], [2, 4], [7, 7], num_classes=10).cuda().half().eval()
-
-
 @pytest.mark.parametrize("options", [{"rest": "eager"}, {"mode": "reduce-overhead"}], ids=str)
 def test_a_swin(options):
-    model, x = swin(), torch.randn(3, 3, 112, 112, device="cuda").half()
+    model = zoo.load_model("torchvision:swin_t").cuda().half()
+    x = torch.randn(2, *zoo.default_shape("swin_t")[1:], device="cuda").half()
     with torch.no_grad():
         run = torch.compile(model, backend="ai3", options={"attention": "direct", **options})
         for _ in range(3):
