@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 aten = torch.ops.aten
+_CONVERT = torch.ops.prims.convert_element_type.default
 
 # Fused: by operation, whether the result is the first of several.
 FUSED = {
@@ -294,7 +295,22 @@ def _before_copy(root: Node) -> Node:
 
 
 def _softmax(node: Node) -> tuple[Node, set[Node]] | None:
-    """What the softmax over the last dimension is of, and its nodes, whole or as Inductor takes it apart."""
+    """What the softmax over the last dimension is of, and its nodes, whole or as Inductor takes it apart: of halves in
+    float32."""
+    if not _is(node, _CONVERT):
+        return _softmax_of_its_type(node)
+    widened = node.args[0]
+    found = _softmax_of_its_type(widened) if isinstance(widened, Node) else None
+    if found is None or not _is(found[0], _CONVERT) or found[0].meta["val"].dtype != torch.float32:
+        return None
+    source = found[0].args[0]
+    assert isinstance(source, Node)
+    if source.meta["val"].dtype != node.meta["val"].dtype:
+        return None
+    return source, found[1] | {node, found[0]}
+
+
+def _softmax_of_its_type(node: Node) -> tuple[Node, set[Node]] | None:
     if node.target is aten._softmax.default:
         source, dim, to_float = node.args
         assert isinstance(source, Node)

@@ -252,6 +252,18 @@ def test_torch_compile_finds_it(name, rest):
         assert references.relative_error(found, model.double()(x.double())) < 2e-6
 
 
+@pytest.mark.parametrize("rest", RESTS)
+@pytest.mark.parametrize("name", ["windows", "shifted windows"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_it_is_found_in_halves(dtype, name, rest):
+    """Whose softmax Inductor takes apart in float32. No algorithm of the CPU computes them."""
+    model, x = network(name).to(dtype), data(8, 9, 24).to(dtype)
+    with torch.no_grad():
+        compiled(model, rest=rest)(x)
+    (row,) = (row for row in ai3_compile.last_report() if row.operation == "attention")
+    assert row.algorithm == "torch" and row.rejected["direct@cpp"] == "needs float32 or float64"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_convert_finds_it(name):
     model, x = network(name), data(8, 9, 24)
