@@ -23,6 +23,10 @@ _CONVERT = torch.ops.prims.convert_element_type.default
 FUSED = {
     aten.scaled_dot_product_attention.default: False,
     aten._scaled_dot_product_flash_attention_for_cpu.default: True,
+    # On GPUs; those with a bias differ in what a row without a finite score gives.
+    aten._scaled_dot_product_flash_attention.default: True,
+    aten._scaled_dot_product_efficient_attention.default: True,
+    aten._scaled_dot_product_cudnn_attention.default: True,
 }
 # What changes neither the values nor the last two dimensions, where it leaves their sizes as they are.
 _RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
@@ -160,6 +164,8 @@ def _fused(node: Node) -> Found | None:
     given = {**dict(zip(names, source.args)), **source.kwargs}
     query, key, value = (given[name] for name in names[:3])
     mask = given.get("attn_mask")
+    if given.get("attn_bias") is not None or given.get("return_debug_mask"):
+        return None
     if given.get("dropout_p") or given.get("enable_gqa") or not all(isinstance(n, Node) for n in (query, key, value)):
         return None
     assert isinstance(query, Node) and isinstance(key, Node) and isinstance(value, Node)

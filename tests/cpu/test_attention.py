@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import struct
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import ai3_compile
 from ai3_compile import core, errors
+from ai3_compile.ops import attention_graph
 from ai3_compile.ops.attention import _weights
 from ai3_compile.testing import check_algorithm, compare, references
 
@@ -287,6 +289,40 @@ def test_any_batch(name):
             x = data(batch, 9, 24)
             assert references.relative_error(call(x), exact(x.double())) < 2e-6
     assert name == "shifted windows" or attentions() == ["direct@cpp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rest", "found"),
+    [
+        ("flash", {}, True),
+        ("flash", {"is_causal": True, "scale": 0.25}, True),
+        ("flash", {"dropout_p": 0.1}, False),
+        ("flash", {"return_debug_mask": True}, False),
+        ("efficient", {"attn_bias": None, "compute_log_sumexp": False}, True),
+        ("efficient", {"attn_bias": data(9, 9), "compute_log_sumexp": False}, False),
+        ("cudnn", {"attn_bias": None, "compute_log_sumexp": False, "is_causal": True}, True),
+    ],
+)
+def test_what_pytorch_computes_it_by_on_a_gpu_is_found(name, rest, found):
+    """In a graph made by hand, as these operations need a GPU."""
+    graph = torch.fx.Graph()
+    inputs = [graph.placeholder(letter) for letter in "qkv"]
+    for node in inputs:
+        node.meta["val"] = torch.empty(2, 3, 9, 8, dtype=torch.float16, device="meta")
+    if isinstance(bias := rest.get("attn_bias"), torch.Tensor):
+        rest = {**rest, "attn_bias": graph.placeholder("bias")}
+        rest["attn_bias"].meta["val"] = bias.half().to("meta")
+    target = getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention").default
+    attended = graph.call_function(target, tuple(inputs), rest)
+    result = graph.call_function(operator.getitem, (attended, 0))
+    result.meta["val"] = torch.empty(2, 3, 9, 8, dtype=torch.float16, device="meta")
+    graph.output(result)
+    attention = attention_graph.find(result)
+    assert (attention is not None) == found
+    if attention is not None:
+        assert attention.is_causal == rest.get("is_causal", False)
+        assert attention.scale == rest.get("scale", 1 / math.sqrt(8)) and attention.masked_is_zero
+        assert [operand.node for operand in (attention.query, attention.key, attention.value)] == inputs
 
 
 class Shown(nn.Module):
