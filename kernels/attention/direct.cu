@@ -181,6 +181,8 @@ AI3_KERNEL(kThreads, attend_64_bf16, Params) { attend<ai3::Math::kBFloat16, 64>(
 
 namespace {
 
+static_assert(kLeading == AI3_MAX_DIMS - 2);
+
 const char* supports(const ai3_args* a) {
   if (a->dtype != AI3_FLOAT16 && a->dtype != AI3_BFLOAT16) return "needs float16 or bfloat16";
   const int last = a->output.ndim - 1;

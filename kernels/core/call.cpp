@@ -210,7 +210,9 @@ void run_kernel(const LoadedKernel& kernel, int64_t id, ai3_args& args, int64_t 
   args.plan = plan.get();
   Runtime runtime(is_alone ? 1 : static_cast<int32_t>(torch::stable::get_num_threads()));
   args.runtime = &runtime;
-  const bool has_epilogue = (table->flags & AI3_EPILOGUE) != 0 && (table->fuses == nullptr || table->fuses(&args) != 0);
+  // An activation comes before a pooling, so that what pools applies it, whatever else it leaves to others.
+  const bool applies = args.pools != 0 || table->fuses == nullptr || table->fuses(&args) != 0;
+  const bool has_epilogue = (table->flags & AI3_EPILOGUE) != 0 && applies;
   ai3_args plain = args;
   if (!has_epilogue) {
     plain.residual = ai3_tensor{};

@@ -81,6 +81,8 @@ AI3_EXPORT const char* ai3_core_register(int64_t id, const ai3_kernel* table, co
   if ((table->flags & AI3_RESIDUAL_IN_PLACE) != 0 && (table->flags & epilogue) != epilogue) {
     return "AI3_RESIDUAL_IN_PLACE needs AI3_NHWC and AI3_EPILOGUE";
   }
+  if (table->pools != nullptr && (table->flags & epilogue) != epilogue)
+    return "pools() needs AI3_NHWC and AI3_EPILOGUE";
   std::unique_lock lock(ai3::mutex);
   auto& slot = ai3::kernels()[id];
   if (slot == nullptr) slot.reset(new ai3::LoadedKernel{table, label, is_cuda != 0});

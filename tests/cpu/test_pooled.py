@@ -14,8 +14,9 @@ from torch import nn
 import ai3_compile
 from ai3_compile import core, registry, tuning
 from ai3_compile.backends.native import NativePlatform
-from ai3_compile.errors import AlgorithmCheckError
+from ai3_compile.errors import AlgorithmCheckError, KernelLoadError
 from ai3_compile.ops import OPERATIONS
+from ai3_compile.ops.activations import NUMBERS
 from ai3_compile.selection import Use
 from ai3_compile.testing import check_algorithm, references
 
@@ -218,9 +219,9 @@ extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) {
 def own(tmp_path):
     """Registers the algorithm for one test."""
 
-    def register(mistake: str = "") -> None:
+    def register(mistake: str = "", table: str = "") -> None:
         path = tmp_path / "pools.cpp"
-        path.write_text(POOLS.replace("MISTAKE", mistake))
+        path.write_text(POOLS.replace("MISTAKE", mistake).replace("k.run = run;", f"k.run = run; {table}"))
         ai3_compile.register_algorithm("conv2d", "pools", path)
 
     yield register
@@ -241,6 +242,23 @@ def test_an_algorithm_that_pools_computes_both(own, rest):
         ops.conv2d_pooled(*args, *ids)
     names = {event.name for event in profile.events()}
     assert "ai3::conv2d[pools@cpp]" in names and not any("max_pool2d" in name for name in names)
+
+
+def test_what_pools_applies_the_activation_before_it(own):
+    """Also where it leaves others to the core library; GELU falls before it rises."""
+    own(table="k.fuses = [](const ai3_args*) -> int32_t { return 0; };")
+    args = arguments((8, 6))[:-2]
+    ids = registry.find("conv2d", "pools").id, identity("maxpool2d")
+    found = ops.conv2d_pooled(*args, *ids, activation=NUMBERS["gelu"])
+    x, w, b = (t.double() for t in args[:3])
+    expected = F.max_pool2d(F.gelu(F.conv2d(x, w, b, padding=1)), 2)
+    assert references.relative_error(found, expected) < BOUND
+
+
+@pytest.mark.parametrize("flags", ["AI3_NHWC", "AI3_NCHW | AI3_EPILOGUE"])
+def test_a_table_that_cannot_pool_is_refused(own, flags):
+    with pytest.raises(KernelLoadError, match=r"pools\(\) needs AI3_NHWC and AI3_EPILOGUE"):
+        own(table=f"k.flags = {flags};")
 
 
 def test_an_algorithm_that_pools_is_proven_with_it(own):

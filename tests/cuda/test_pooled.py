@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ai3_compile as ai3
-from ai3_compile import core
+from ai3_compile import core, registry
 from ai3_compile.backends import gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -85,8 +85,6 @@ def test_the_layers_that_auto_measures():
 @pytest.mark.parametrize("shape", [(0, 64, 16, 16), (1, 64, 2, 3), (3, 64, 17, 31), (2, 60, 16, 16)], ids=str)
 @pytest.mark.parametrize("algorithm", [IMPLICIT_GEMM, "direct@cuda", "auto@cudnn"])
 def test_the_operation(shape, algorithm):
-    from ai3_compile import registry
-
     core.load()
     x = torch.randn(shape, device="cuda", dtype=torch.float16)
     w, b = torch.randn(72, shape[1], 3, 3, device="cuda").half() / 24, torch.randn(72, device="cuda").half()

@@ -157,7 +157,7 @@ typedef struct ai3_kernel {
   // is to be handed neither, and the core library applies them. Null: it applies all.
   int32_t (*fuses)(const ai3_args* args);
   // Optional, of a convolution with AI3_NHWC and AI3_EPILOGUE: 1 where run() takes these arguments with `pools` set,
-  // and takes less time than without and a pooling behind. Null: it never does.
+  // and takes less time than without and a pooling behind; fuses() is not asked then. Null: it never does.
   int32_t (*pools)(const ai3_args* args);
   // Computes the output: every element of it, nothing around it. Never called with an empty output; called from several
   // threads at once, each with a workspace of its own, where each has images of its own to compute.
