@@ -110,8 +110,9 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
       {64, 32, 160, 6, "64x32_bulk"},           {128, 32, 288, 3, "128x32_bulk"},
       {64, 64, 160, 5, "64x64_bulk"},           {64, 128, 160, 3, "64x128_bulk"},
       {128, 64, 288, 2, "128x64_bulk"},         {128, 128, 288, 2, "128x128_bulk"},
-      {128, 256, 288, 1, "128x256_bulk"},       {128, 64, 288, 2, "128x64_halo", 1, 2},
-      {128, 128, 288, 2, "128x128_halo", 1, 2},
+      {128, 256, 288, 1, "128x256_bulk"},       {128, 64, 288, 3, "128x64_halo", 1, 2},
+      {128, 128, 288, 2, "128x128_halo", 1, 2}, {256, 64, 288, 2, "256x64_halo", 2, 2},
+      {256, 128, 288, 1, "256x128_halo", 2, 2},
   };
   static constexpr GemmTile kPrologue[] = {{64, 32, 160, 5, "64x32_prologue"},
                                            {64, 64, 160, 4, "64x64_prologue"},
@@ -127,13 +128,13 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
   const bool strict = gemm_is_strict(s.args);
   if (s.args->pools) {
     if (!gemm_is_bulk(s) || !gemm_has_halo(s)) return {nullptr, 0};
-    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk + 7, 2} : GemmTiles{kBulk + 9, 5};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk + 7, 4} : GemmTiles{kBulk + 9, 5};
   }
   if (gemm_is_bulk(s)) {
     if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
     if (strict) return {kStrictBulk, 3};
     const bool halo = gemm_has_halo(s);
-    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 9 : 7} : GemmTiles{kBulk, halo ? 14 : 9};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 11 : 7} : GemmTiles{kBulk, halo ? 14 : 9};
   }
   if (s.args->sm == 90) return {kAny, 1};
   return strict ? GemmTiles{kStrictAny, 2} : GemmTiles{kAny, 3};
@@ -200,14 +201,17 @@ struct GemmRates {
 };
 
 // Fitted to all tiles and splits of layers at batch 10: of ResNet-50, VGG16 and DenseNet; in TF32 of ResNet-50, VGG16
-// and SqueezeNet. Other GPUs' order among tiles is that of Hopper's without what only it has.
-inline const GemmRates& gemm_rates(const ai3_args* a) {
+// and SqueezeNet, with patches of the image of VGG16's and ResNet-50's. Other GPUs' order among tiles is that of
+// Hopper's without what only it has.
+inline const GemmRates& gemm_rates(const ai3_args* a, bool has_halo) {
   static constexpr GemmRates kHalf{1649, 969.4, 20850, 967.7, 190.5, 1.303, 1.311, 1490,
                                    2130, 430.3, 21.6,  1.66,  207.2, 0,     2.017};
   static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07, 0.9143, 1671,
                                            1715, 1357,  16.14, 1.5,   263.8, 0,    1};
   static constexpr GemmRates kTf32{1344, 894.1, 19700, 691.3, 158.1, 0.216, 1.629, 2353,
                                    620,  3444,  22.9,  2.016, 245.5, 187.7, 1.137};
+  static constexpr GemmRates kTf32Halo{2041, 472.7, 15900, 874.8, 198.3, 1.388, 1.311, 1490,
+                                       2130, 2242,  26.18, 1.5,   218.7, 0,     1};
   static constexpr GemmRates kOlderHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461, 1428,
                                         2835, 621.8, 10.33, 1.882, 0,     0,     1};
   static constexpr GemmRates kOlderTf32{2118,  1100, 14320, 758.6, 229.6, 1.419, 1.776, 1841,
@@ -216,7 +220,7 @@ inline const GemmRates& gemm_rates(const ai3_args* a) {
                                      74.99, 684.8, 25.6,  2.0,  0,     0,    1};
   if (a->dtype != AI3_FLOAT32) return a->has_prologue ? kHalfPrologue : a->sm == 90 ? kHalf : kOlderHalf;
   if (!a->allow_tf32) return kStrict;
-  return a->sm == 90 ? kTf32 : kOlderTf32;
+  return has_halo ? kTf32Halo : a->sm == 90 ? kTf32 : kOlderTf32;
 }
 
 inline int64_t gemm_tiles_down(const GemmShape& s, const GemmTile& tile) {
@@ -239,7 +243,7 @@ inline double gemm_block_bytes(const GemmShape& s, const GemmTile& tile, int par
 
 inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   const GemmTile& t = *c.tile;
-  const GemmRates& r = gemm_rates(s.args);
+  const GemmRates& r = gemm_rates(s.args, t.down > 0);
   const bool bulk = t.threads % 64 != 0;
   const int parts = gemm_is_strict(s.args) ? 2 : 1;
   const auto norm = [&](double x, double y, double z) {

@@ -23,7 +23,6 @@ namespace ai3 {
     ai3::implicit_gemm_resident<ai3::Math::math, 1, 2, 64>(p);                                                \
   }
 #define AI3_GEMMS_HALO(name, math)                 \
-  AI3_GEMM_RESIDENT(name, math)                    \
   AI3_GEMM_HALO(name, math, 1, 2, 64, 3, 128x64)   \
   AI3_GEMM_HALO(name, math, 1, 2, 128, 2, 128x128) \
   AI3_GEMM_HALO(name, math, 2, 2, 64, 2, 256x64)   \
@@ -32,15 +31,16 @@ namespace ai3 {
 #if AI3_HAS_PART(AI3_PART_FLOAT16)
 AI3_GEMMS_PROLOGUE(float16, kFloat16)
 AI3_GEMMS_HALO(float16, kFloat16)
+AI3_GEMM_RESIDENT(float16, kFloat16)
 #endif
 #if AI3_HAS_PART(AI3_PART_BFLOAT16)
 AI3_GEMMS_PROLOGUE(bfloat16, kBFloat16)
 AI3_GEMMS_HALO(bfloat16, kBFloat16)
+AI3_GEMM_RESIDENT(bfloat16, kBFloat16)
 #endif
 #if AI3_HAS_PART(AI3_PART_TF32)
 AI3_GEMMS_PROLOGUE(tf32, kTf32)
-AI3_GEMM_HALO(tf32, kTf32, 1, 2, 64, 2, 128x64)
-AI3_GEMM_HALO(tf32, kTf32, 1, 2, 128, 1, 128x128)
+AI3_GEMMS_HALO(tf32, kTf32)
 #endif
 #if AI3_HAS_PART(AI3_PART_FLOAT32)
 AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _prologue, true)

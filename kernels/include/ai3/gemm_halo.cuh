@@ -45,6 +45,22 @@ __device__ __forceinline__ void finish_pooled(const GemmParams& p, const Sums& s
   }
 }
 
+// Rounds a part of the image to TF32 where it lies, once for all taps; each of Threads threads a share of it.
+template <int Threads>
+__device__ __forceinline__ void round_part(uint32_t at, int bytes) {
+#pragma unroll 4
+  for (int i = threadIdx.x * 16; i < bytes; i += Threads * 16) {
+    uint32_t a[4];
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                 : "r"(at + i));
+#pragma unroll
+    for (int e = 0; e < 4; ++e) a[e] = rounded_tf32(a[e]);
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at + i), "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+                 : "memory");
+  }
+}
+
 // The row of the product that is this pixel of a patch, given the same pixel of the tile's first; none outside.
 template <int Right>
 __device__ __forceinline__ int halo_row(const GemmParams& p, int image, int y, int x, int patch) {
@@ -141,44 +157,39 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
     for (int part = 0; part < p.tap_blocks; ++part) {
       wait_barrier(halo_full + halo_slot * 8, halo_phase);
       const uint32_t halo = base + halo_slot * p.halo_bytes;
+      if constexpr (M == Math::kTf32) {
+        round_part<Warps * 32>(halo, p.halo_width * p.halo_height * 128);
+        fence_shared();
+        asm volatile("bar.sync 1, %0;" ::"n"(Warps * 32) : "memory");
+      }
       bool is_pending = false;
       for (int down = 0; down < p.kernel_h; ++down) {
         for (int right = 0; right < p.kernel_w; ++right) {
           const int tap = down * p.dilation_h * p.halo_width + right * p.dilation_w;
           wait_barrier(full + slot * 8, phase);
           const uint64_t b = matrix_descriptor(weights_at + slot * kWeightBytes);
-          if constexpr (M == Math::kTf32) {
-            const int row = warp % 4 * 16 + lane % 16;
-            multiply_rows_through<M, Layout>(sums, halo, patch(0) + tap + row / 8 * p.halo_width + row % 8, b,
-                                             accumulates, [](uint32_t (&a)[4], int) { round_rows<M>(a); });
-            release(empty + slot * 8);
-          } else {
-            wgmma_fence();
+          wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
+          for (int k = 0; k < 4; ++k) {
 #pragma unroll
-              for (int i = 0; i < Layout::kRowParts; ++i) {
-                const uint64_t a = matrix_descriptor(halo + (patch(i) + tap) * 128, p.halo_width * 128);
+            for (int i = 0; i < Layout::kRowParts; ++i) {
+              const uint64_t a = matrix_descriptor(halo + (patch(i) + tap) * 128, p.halo_width * 128);
 #pragma unroll
-                for (int j = 0; j < Layout::kColumnParts; ++j) {
-                  wgmma<M, Layout::kPartColumns>(
-                      sums[i][j], a + k * 2, b + (j * Layout::kPartColumns * 128 + k * 32) / 16, k > 0 || accumulates);
-                }
+              for (int j = 0; j < Layout::kColumnParts; ++j) {
+                wgmma<M, Layout::kPartColumns>(
+                    sums[i][j], a + k * 2, b + (j * Layout::kPartColumns * 128 + k * 32) / 16, k > 0 || accumulates);
               }
             }
-            wgmma_commit();
-            wgmma_wait<1>();
-            if (is_pending) release(empty + before * 8);
-            before = slot, is_pending = true;
           }
-          accumulates = true;
+          wgmma_commit();
+          wgmma_wait<1>();
+          if (is_pending) release(empty + before * 8);
+          before = slot, is_pending = true, accumulates = true;
           if (++slot == p.slots) slot = 0, phase ^= 1;
         }
       }
-      if constexpr (M != Math::kTf32) {
-        wgmma_wait<0>();
-        release(empty + before * 8);
-      }
+      wgmma_wait<0>();
+      release(empty + before * 8);
       release(halo_empty + halo_slot * 8);
       if (++halo_slot == p.halo_slots) halo_slot = 0, halo_phase ^= 1;
     }
