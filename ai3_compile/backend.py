@@ -21,7 +21,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import Graph, GraphModule
 
-from . import core, on_gpu, passes, registry
+from . import core, cuda_graph, on_gpu, passes, registry
 from .backends import builder, gpu
 from .errors import OptionError
 from .options import Policy, check_options
@@ -106,8 +106,8 @@ def _context(
 class _Ai3Pass(CustomGraphPass):
     """ai3's passes as Inductor runs them: on both graphs, before its own passes after partitioning."""
 
-    def __init__(self, policy: Policy, report: GraphReport, is_sharded: bool) -> None:
-        self.policy, self.report, self.is_sharded = policy, report, is_sharded
+    def __init__(self, policy: Policy, report: GraphReport, is_sharded: bool, captures: bool = False) -> None:
+        self.policy, self.report, self.is_sharded, self.captures = policy, report, is_sharded, captures
         self.ran = False
         self.backward: GraphReport | None = None
         """Of the backward, which is compiled when it is first needed; None where it is left alone."""
@@ -133,6 +133,9 @@ class _Ai3Pass(CustomGraphPass):
         static = _static_inputs(is_inference, self.is_sharded)
         self.report.inputs = len(graph.find_nodes(op="placeholder"))
         self.report.static = list(static)
+        if self.captures:
+            tracing = TracingContext.try_get()
+            self.report.obstacle = cuda_graph.obstacle(graph, None if tracing is None else tracing.fw_metadata)
         passes.run(graph, _context(self.policy, self.report, static, is_inference=is_inference, decompose=True))
 
     def uuid(self) -> str | None:
@@ -153,6 +156,7 @@ class _Ai3Pass(CustomGraphPass):
             builder.cpu_isa(),
             torch.get_num_threads(),  # what is measured for `auto` depends on it
             self.is_sharded,
+            self.captures,
             before,
             self.key,  # another graph's backward would have no report
         )
@@ -227,15 +231,23 @@ def _with_either(
 
 
 def _with_inductor(
-    gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None
+    gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None, captures: bool = True
 ) -> Callable[..., Any]:
+    """`captures`: whether CUDA graphs, where they are asked for, may be ai3's own."""
     report = GraphReport(_title(gm))
     report.rest = "Inductor"
-    ai3_pass = _Ai3Pass(policy, report, _is_sharded(gm))
-    patches = {**(list_mode_options(mode) if mode else {}), "post_grad_custom_pre_pass": ai3_pass}
+    patches = dict(list_mode_options(mode)) if mode else {}
+    constants = [*gm.parameters(), *gm.buffers()]
+    is_inference, is_on_gpu = not _wants_gradients(gm, example_inputs), on_gpu.is_on_gpu((*example_inputs, *constants))
+    asked_for = patches.get("triton.cudagraphs", inductor_config.triton.cudagraphs)
+    captures = captures and asked_for and is_inference and is_on_gpu and not _is_sharded(gm)
+    if captures:
+        patches["triton.cudagraphs"] = False
+    ai3_pass = _Ai3Pass(policy, report, _is_sharded(gm), captures)
+    patches["post_grad_custom_pre_pass"] = ai3_pass
     patches["freezing"] = False  # it packs convolutions for oneDNN before any pass could see them
 
-    table = _Decompositions(is_inference=not _wants_gradients(gm, example_inputs))
+    table = _Decompositions(is_inference)
 
     def compile_now() -> Callable[..., Any]:
         compiled = compile_fx(gm, example_inputs, config_patches=patches, decompositions=table)
@@ -262,19 +274,35 @@ def _with_inductor(
             patches["force_disable_caches"] = True  # of the backward as well, which is compiled later
             compiled = compile_now()
             store.save(key, report)
+    # Its inputs may not be the graph's own, as where tensors are made of others: operations pack when they run.
+    are_own = report.inputs == len(constants) + len(example_inputs)
+    if captures and (report.obstacle is not None or not are_own):
+        log.info("left to Inductor's CUDA graphs: %s", report.obstacle or "its inputs are made of others")
+        return _with_inductor(gm, example_inputs, policy, mode, captures=False)
     history.add(report, continues=history.is_continuation(gm))
     if backward is not None:
         history.add(backward, continues=True)
-    constants = [*gm.parameters(), *gm.buffers()]
-    if not on_gpu.is_on_gpu((*example_inputs, *constants)):
+    if not is_on_gpu:
         return compiled
-    compiled = innermost_fn(compiled)  # Dynamo keeps out of what calls it
-    if report.inputs != len(constants) + len(example_inputs):
-        # Its inputs are not the graph's own, as where tensors are made of others: operations pack when they run.
-        return on_gpu.Guarded(compiled, (), max_workspace=policy.max_workspace)
+    compiled, moved = innermost_fn(compiled), None  # Dynamo keeps out of what calls it
+    static = report.static if are_own else []
+    if captures:
+        after = [index - len(constants) for index in static if index >= len(constants)]
+        captured = cuda_graph.Captured(compiled, after, _device_of((*example_inputs, *constants)))
+        compiled, moved = captured, captured.forget
     return on_gpu.Guarded(
-        compiled, report.static, constants=constants, calls=report.calls, max_workspace=policy.max_workspace
+        compiled,
+        static,
+        constants=constants if are_own else (),
+        calls=report.calls if are_own else (),
+        moved=moved,
+        max_workspace=policy.max_workspace,
     )
+
+
+def _device_of(values: Sequence[Any]) -> int:
+    """The number of the GPU that tensors are on."""
+    return next(value.device.index for value in values if isinstance(value, torch.Tensor) and value.is_cuda)
 
 
 def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None) -> Callable[..., Any]:

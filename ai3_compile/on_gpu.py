@@ -111,7 +111,7 @@ class Guarded:
 
     `constants` are tensors that come before the arguments in the graph's own inputs, `static` says which of these are
     weights; `calls` are its operations, run once before the first call and whenever a weight lies elsewhere; without
-    them the packs are made by the operations themselves.
+    them the packs are made by the operations themselves. `moved` is called where a weight lies elsewhere than before.
     """
 
     def __init__(
@@ -121,8 +121,10 @@ class Guarded:
         *,
         constants: Sequence[torch.Tensor] = (),
         calls: Sequence[Call] = (),
+        moved: Callable[[], None] | None = None,
         max_workspace: int | None = None,
     ) -> None:
+        self._moved = moved
         self._run, self._constants, self._calls = run, tuple(constants), calls
         self._max_workspace = max_workspace
         self._static = static
@@ -148,6 +150,8 @@ class Guarded:
         weights = self._pick(inputs)
         addresses, epoch = list(map(_ADDRESS, weights)), core.epoch()
         is_elsewhere = addresses != self._addresses
+        if is_elsewhere and self._addresses is not None and self._moved is not None:
+            self._moved()
         if is_elsewhere:
             self._counts = _counts_beside(weights)
             self._norms = tuple({id(count): count for count in self._counts if count is not None}.values())

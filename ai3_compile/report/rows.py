@@ -51,7 +51,7 @@ class Row:
         return f"{self.operation} {self.name} {shape}: {self.computed} ({self.why}); not {against}"
 
 
-_OF_GRAPHS_ON_GPUS = ("inputs", "static", "calls")
+_OF_GRAPHS_ON_GPUS = ("inputs", "static", "calls", "obstacle")
 
 
 class GraphReport:
@@ -66,6 +66,8 @@ class GraphReport:
         a graph on a GPU (on_gpu.py)."""
         self.static: list[int] = []
         self.calls: list[Any] = []
+        self.obstacle: str | None = None
+        """Why it is no CUDA graph of ai3's own (cuda_graph.py), where one was asked for."""
         self.rows: list[Row] = []
         self._nodes: dict[Node, Row] = {}
 
