@@ -96,14 +96,24 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
     int slot = 0, before = 0;
     uint32_t phase = 0;
     if constexpr (!kStrict && (Prologue || M == Math::kTf32)) {
+      constexpr int kAtOnce = kThroughAtOnce<Layout>;
+      uint32_t a[2][kAtOnce][4];  // those of one are loaded while the products of the other go on
 #pragma unroll 1
       for (int i = 0; i < count; ++i) {
         wait_barrier(full + slot * 8, phase);
-        multiply_tile_through<M, Rows, Columns, Warps>(sums, base + slot * kStageBytes, warp, i > 0,
-                                                       [&](uint32_t (&a)[4], int k) { through(a, i, k); });
-        release(slot);
+        const uint32_t rows = base + slot * kStageBytes;
+#pragma unroll
+        for (int k = 0; k < 4; k += kAtOnce) {
+          multiply_through<M, Layout>(sums, a[k / kAtOnce % 2], rows, Layout::row(warp) + lane % 16,
+                                      matrix_descriptor(rows + Rows * 128), k, i > 0,
+                                      [&](uint32_t (&of)[4], int at) { through(of, i, at); });
+          wgmma_wait<1>();
+          if (k == 0 && i > 0) release(before);
+        }
+        before = slot;
         if (++slot == p.slots) slot = 0, phase ^= 1;
       }
+      wgmma_wait<0>();
     } else if constexpr (!kStrict) {
 #pragma unroll 1
       for (int i = 0; i < count; ++i) {

@@ -208,8 +208,8 @@ inline const GemmRates& gemm_rates(const ai3_args* a, bool has_halo) {
                                    2130, 430.3, 21.6,  1.66,  207.2, 0,     2.017};
   static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07, 0.9143, 1671,
                                            1715, 1357,  16.14, 1.5,   263.8, 0,    1};
-  static constexpr GemmRates kTf32{1344, 894.1, 19700, 691.3, 158.1, 0.216, 1.629, 2353,
-                                   620,  3444,  22.9,  2.016, 245.5, 187.7, 1.137};
+  static constexpr GemmRates kTf32{1336, 1053,  17000, 1097,  61.83, 0.4448, 1.172, 2496,
+                                   1245, 605.3, 28,    1.801, 168.5, 173.6,  1.465};
   static constexpr GemmRates kTf32Halo{2041, 472.7, 15900, 874.8, 198.3, 1.388, 1.311, 1490,
                                        2130, 2242,  26.18, 1.5,   218.7, 0,     1};
   static constexpr GemmRates kOlderHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461, 1428,

@@ -156,8 +156,14 @@ __device__ __forceinline__ void implicit_gemm(const GemmParams& p) {
     const uint32_t a = base + stage * kStageBytes, b = a + Rows * 128;
 #if AI3_WGMMA
     if constexpr (!kStrict) {
-      multiply_tile_through<M, Rows, Columns, Warps>(sums, a, warp, true,
-                                                     [&](uint32_t (&row)[4], int k) { through(row, block, k); });
+      constexpr int kAtOnce = kThroughAtOnce<Layout>;
+      uint32_t of[4 / kAtOnce][kAtOnce][4];
+#pragma unroll
+      for (int k = 0; k < 4; k += kAtOnce) {
+        multiply_through<M, Layout>(sums, of[k / kAtOnce], a, Layout::row(warp) + lane % 16, matrix_descriptor(b), k,
+                                    true, [&](uint32_t (&row)[4], int at) { through(row, block, at); });
+      }
+      wgmma_wait<0>();
     } else {
       static_assert(!kStrict || (Layout::kRowParts == 1 && Layout::kColumnParts == 1), "one instruction a step");
       const uint64_t high_matrix = matrix_descriptor(b), low_matrix = matrix_descriptor(b + Columns * 128);

@@ -43,46 +43,37 @@ __device__ __forceinline__ void round_rows(uint32_t (&a)[4]) {
 }
 
 #if AI3_WGMMA
-// The products of one block of depth to their end, with the rows through registers, which `through(a, k)` changes: of
-// them the k-th 32 bytes. The thread's row is the `row`-th from `rows` on.
-template <Math M, typename Layout, typename Sums, typename Through>
-__device__ __forceinline__ void multiply_rows_through(Sums& sums, uint32_t rows, int row, uint64_t b, bool accumulate,
-                                                      const Through& through) {
-  static_assert(Layout::kRowParts == 1, "more take too many registers");
-  const int part = threadIdx.x % 32 / 16;
-  constexpr int kAtOnce = Layout::kColumnParts > 1 ? 2 : 4;  // beside so many sums there are registers for no more
-#pragma unroll
-  for (int first = 0; first < 4; first += kAtOnce) {
-    uint32_t a[kAtOnce][4];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) load_matrices(a[k], swizzled(rows, row, 2 * (first + k) + part));
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      through(a[k], first + k);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[k][e])::"memory");  // they are there before the fence
-    }
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-      for (int j = 0; j < Layout::kColumnParts; ++j) {
-        wgmma<M, Layout::kPartColumns>(sums[0][j], a[k], b + (j * Layout::kPartColumns * 128 + (first + k) * 32) / 16,
-                                       first + k > 0 || accumulate);
-      }
-    }
-    wgmma_commit();
-    wgmma_wait<0>();
-  }
-}
+// How much of a block of depth is in registers at once, in 32 bytes; beside many sums there are few left.
+template <typename Layout>
+constexpr int kThroughAtOnce = Layout::kColumnParts > 1 ? 1 : 2;
 
-// The same of a tile whose rows follow each other, its weights behind them.
-template <Math M, int Rows, int Columns, int Warps, typename Sums, typename Through>
-__device__ __forceinline__ void multiply_tile_through(Sums& sums, uint32_t tile, int warp, bool accumulate,
-                                                      const Through& through) {
-  using Layout = GemmLayout<Rows, Columns, Warps>;
-  multiply_rows_through<M, Layout>(sums, tile, Layout::row(warp) + int(threadIdx.x) % 16,
-                                   matrix_descriptor(tile + Rows * 128), accumulate, through);
+// Starts the products of the `first`-th 32 bytes of depth and those after, of rows of a tile that go through the
+// registers `a`, which are to be left alone until the products have ended. `through(a, k)` changes the k-th 32 bytes;
+// the thread's row is the `row`-th of the tile.
+template <Math M, typename Layout, int AtOnce, typename Sums, typename Through>
+__device__ __forceinline__ void multiply_through(Sums& sums, uint32_t (&a)[AtOnce][4], uint32_t tile, int row,
+                                                 uint64_t b, int first, bool accumulate, const Through& through) {
+  static_assert(Layout::kRowParts == 1, "more take too many registers");
+#pragma unroll
+  for (int k = 0; k < AtOnce; ++k) {
+    load_matrices(a[k], swizzled(tile, row, 2 * (first + k) + int(threadIdx.x) % 32 / 16));
+  }
+#pragma unroll
+  for (int k = 0; k < AtOnce; ++k) {
+    through(a[k], first + k);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[k][e])::"memory");  // they are there before the fence
+  }
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < AtOnce; ++k) {
+#pragma unroll
+    for (int j = 0; j < Layout::kColumnParts; ++j) {
+      wgmma<M, Layout::kPartColumns>(sums[0][j], a[k], b + (j * Layout::kPartColumns * 128 + (first + k) * 32) / 16,
+                                     first + k > 0 || accumulate);
+    }
+  }
+  wgmma_commit();
 }
 
 #endif
