@@ -25,6 +25,7 @@ LARGE_DEPTHWISE = (
 LOW_TILES, SQUARE_TILES = Conv("gemm-128x64", 8, (77, 78), 72), Conv("gemm-128x128", 8, (113, 115), 136)
 FEW_CHANNELS = Conv("more-tiles-than-blocks", 3, (150, 260), 20, batch=2)
 LOW_ROWS, SQUARE_ROWS, STRICT_ROWS = (6000, 72, 72), (13000, 72, 136), (9000, 72, 136)
+FEW_ROWS, SOME_ROWS = (20, 1096, 800), (50, 75, 801)  # by 16 and by 32 columns a block
 LARGE = {
     ("conv2d", "direct"): [(dtype, c) for dtype in ("float32", "float16", "bfloat16") for c in LARGE_DEPTHWISE],
     ("conv2d", "implicit gemm"): [
@@ -34,6 +35,9 @@ LARGE = {
     ("linear", "gemm"): [
         *(("float16", LOW_ROWS), ("bfloat16", LOW_ROWS), ("tf32", LOW_ROWS)),
         *(("float16", SQUARE_ROWS), ("tf32", SQUARE_ROWS), ("float32", STRICT_ROWS)),
+    ],
+    ("linear", "direct"): [
+        (dtype, rows) for dtype in ("float16", "bfloat16", "tf32", "float32") for rows in (FEW_ROWS, SOME_ROWS)
     ],
 }
 POOLS = (

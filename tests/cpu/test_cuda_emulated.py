@@ -32,7 +32,7 @@ SLICED = [a for a in ALGORITHMS if a.operation == "conv2d"]
 WHOLE = {("conv2d", "direct"), ("conv2d", "smm"), ("linear", "gemm")} | {
     (operation, "direct") for operation in ("maxpool2d", "avgpool2d", "adaptiveavgpool2d", "relu", "flatten")
 }
-ALLOWING_TF32 = {("conv2d", "implicit gemm"), ("linear", "gemm")}
+ALLOWING_TF32 = {("conv2d", "implicit gemm"), ("linear", "gemm"), ("linear", "direct")}
 
 
 @pytest.fixture(scope="module", autouse=True)

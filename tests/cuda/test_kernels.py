@@ -209,7 +209,10 @@ def test_a_batch_norm_and_a_relu_ahead(algorithm, dtype, precision):
     assert not found, "\n".join(found[:8])
 
 
-OWN = [registry.find("conv2d", "implicit gemm@cuda"), registry.find("linear", "gemm@cuda")]
+OWN = [
+    registry.find(*name)
+    for name in (("conv2d", "implicit gemm@cuda"), ("linear", "gemm@cuda"), ("linear", "direct@cuda"))
+]
 
 
 @pytest.mark.parametrize("algorithm", OWN, ids=lambda a: a.label)
