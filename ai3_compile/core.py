@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .backends import gpu
+from .backends import abi, gpu
 from .errors import Ai3Error, CoreLibraryError
 
 _load_algorithm: Callable[[int], None] | None = None
@@ -115,6 +115,7 @@ def _implement_callbacks(library: ctypes.CDLL) -> None:
     _library.impl("_watch_weight", watch_weight, "CPU")
     _library.impl("_watch_weight", watch_weight, "CUDA")
     _library.impl("_fold", _fold, "CUDA")
+    _library.impl("_cast", _cast, "CUDA")
     _library.impl("_scale_and_shift", _scale_and_shift, "CUDA")
 
 
@@ -138,6 +139,13 @@ def _fold(
         folded_bias = shift * scale + (0 if bn_bias is None else bn_bias.double())
         folded = weight.double() * scale.view(-1, *(1,) * (weight.dim() - 1))
         return folded.to(weight.dtype), folded_bias.to(weight.dtype)
+
+
+def _cast(parameter: torch.Tensor, dtype: int) -> torch.Tensor:
+    """In the half of this number, contiguous, and no inference tensor either."""
+    with torch.inference_mode(False), torch.no_grad():
+        half = {abi.FLOAT16: torch.float16, abi.BFLOAT16: torch.bfloat16}[dtype]
+        return parameter.to(half, memory_format=torch.contiguous_format)
 
 
 def _scale_and_shift(

@@ -17,6 +17,8 @@ class Platform(Protocol):
     """How its kernel files end, after the algorithm's name; None where it has no files."""
     device: str | None
     """The type of the devices that it computes on; None for any."""
+    casts_parameters: bool
+    """Whether its algorithms take parameters of float32 beside an input of halves, cast once."""
 
     def unavailable(self) -> str | None:
         """None where this machine can run it, else the reason."""

@@ -41,6 +41,7 @@ class NativePlatform:
     device: str
     bytes_per_nanosecond: float
     """Of the nominal machine of ai3_kernel::cost on this platform: what a conversion of layouts is counted at."""
+    casts_parameters = False
 
     def __init__(self) -> None:
         self._tables: dict[Algorithm, abi.Kernel] = {}

@@ -19,6 +19,7 @@ OLDEST = 80
 class GpuPlatform(NativePlatform):
     device = "cuda"
     bytes_per_nanosecond = 4000
+    casts_parameters = True
 
     def load(self, algorithms: Sequence[Algorithm]) -> None:
         if _too_old() is None:

@@ -15,6 +15,7 @@ class PythonPlatform:
     description = "Python functions of your own"
     ending = None
     device = None
+    casts_parameters = False
 
     def unavailable(self) -> str | None:
         return None

@@ -15,6 +15,7 @@ class TorchPlatform:
     description = "PyTorch's own operations"
     ending = None
     device = None
+    casts_parameters = False
 
     def unavailable(self) -> str | None:
         return None

@@ -1,16 +1,32 @@
-"""The graph passes over ATen graphs, in the order they run: select, fold, fuse, prologue, decompose, copies, layout,
-concat, pool, backward, plans, calls, sequence."""
+"""The graph passes over ATen graphs, in the order they run: select, casts, fold, fuse, prologue, decompose, copies,
+layout, concat, pool, backward, plans, calls, sequence."""
 
 from __future__ import annotations
 
 from torch.fx import Graph
 
-from . import backward, calls, concat, copies, decompose, fold, fuse, layout, plans, pool, prologue, select, sequence
+from . import (
+    backward,
+    calls,
+    casts,
+    concat,
+    copies,
+    decompose,
+    fold,
+    fuse,
+    layout,
+    plans,
+    pool,
+    prologue,
+    select,
+    sequence,
+)
 from .context import Context
 from .left import left_to_torch
 
 PASSES = (
     select.run,
+    casts.run,
     fold.run,
     fuse.run,
     prologue.run,

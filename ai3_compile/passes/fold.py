@@ -7,10 +7,14 @@ The core library computes the new weight once a weight.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
-from .context import Context, is_ai3, only_user, replace
+from .. import registry
+from .context import Context, algorithm_of, is_ai3, only_user, replace
 from .decompose import BATCH_NORM
 
 
@@ -18,12 +22,12 @@ def run(graph: Graph, context: Context) -> None:
     if not (context.is_inference and context.policy.fuse):
         return
     for norm in graph.find_nodes(op="call_function", target=BATCH_NORM):
-        if _can_fold(norm):
+        if _can_fold(norm, context):
             _fold(norm, context)
     graph.eliminate_dead_code()
 
 
-def _can_fold(norm: Node) -> bool:
+def _can_fold(norm: Node, context: Context) -> bool:
     conv, weight, bias, mean, var = norm.args[:5]
     return (
         is_ai3(conv, "ai3::conv2d")
@@ -31,8 +35,15 @@ def _can_fold(norm: Node) -> bool:
         and only_user(conv) is norm
         and not any(conv.kwargs.get(name) for name in ("residual", "activation", "bn_mean"))
         and [(user.target, user.args[1]) for user in norm.users] == [(operator.getitem, 0)]
-        and all(t is None or t.meta["val"].dtype == conv.meta["val"].dtype for t in (weight, bias, mean, var))  # type: ignore[union-attr]
+        and reads_parameters_of(conv, (weight, bias, mean, var), context)
     )
+
+
+def reads_parameters_of(conv: Node, parameters: Iterable[Any], context: Context) -> bool:
+    """Whether the convolution can take in a batch norm of these: of its own type, or of float32 where it is cast."""
+    dtypes = {parameter.meta["val"].dtype for parameter in parameters if parameter is not None}
+    casts = registry.platforms()[context.algorithms[algorithm_of(conv)].platform].casts_parameters
+    return all(dtype == conv.meta["val"].dtype or (casts and dtype == torch.float32) for dtype in dtypes)
 
 
 def _fold(norm: Node, context: Context) -> None:

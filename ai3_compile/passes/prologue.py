@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from typing import NamedTuple
 
+import torch
 from torch.fx import Graph, Node
 
 from .. import registry
@@ -61,8 +62,11 @@ def prologue_of(conv: Node) -> Prologue | None:
     if not (isinstance(norm, Node) and norm.target is BATCH_NORM and only_user(norm) is output):
         return None
     assert isinstance(output, Node)
-    dtype = conv.meta["val"].dtype
-    if any(t is not None and t.meta["val"].dtype != dtype for t in norm.args[:5]):  # type: ignore[union-attr]
+    image, *parameters = norm.args[:5]
+    dtypes = {t.meta["val"].dtype for t in parameters if t is not None}  # type: ignore[union-attr]
+    if image.meta["val"].is_cuda:  # type: ignore[union-attr]
+        dtypes.discard(torch.float32)  # what an algorithm reads is made of them in float64
+    if not dtypes <= {conv.meta["val"].dtype} or image.meta["val"].dtype != conv.meta["val"].dtype:  # type: ignore[union-attr]
         return None
     return Prologue(norm, output, source, name)
 

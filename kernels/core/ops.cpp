@@ -15,6 +15,17 @@ void check_like(const char* op, const char* what, const Tensor& input, const Opt
   AI3_CHECK(there == here, op, ": ", what, " is on ", name_of(there), ", and the input on ", name_of(here));
 }
 
+void check_parameter(const char* op, const char* what, const Tensor& input, const OptionalTensor& parameter) {
+  const ai3_dtype dtype = dtype_of(input);
+  const bool is_half = dtype == AI3_FLOAT16 || dtype == AI3_BFLOAT16;
+  if (parameter && is_half && input.is_cuda() && dtype_of(*parameter) == AI3_FLOAT32) {
+    AI3_CHECK(place_of(*parameter) == place_of(input), op, ": ", what, " is on ", name_of(place_of(*parameter)),
+              ", and the input on ", name_of(place_of(input)));
+    return;
+  }
+  check_like(op, what, input, parameter);
+}
+
 void check_image(const char* op, const Tensor& input) {
   AI3_CHECK(input.dim() == 3 || input.dim() == 4, op, ": expected an input [N,C,H,W] or [C,H,W], got ", input.dim(),
             " dimensions");
@@ -76,7 +87,7 @@ struct Convolution {
 bool check_norm(const char* op, const Tensor& input, const BatchNorm& norm, int64_t channels) {
   const bool given = norm.mean.has_value() && norm.var.has_value();
   for (const OptionalTensor* t : {&norm.weight, &norm.bias, &norm.mean, &norm.var}) {
-    check_like(op, "a batch norm parameter", input, *t);
+    check_parameter(op, "a batch norm parameter", input, *t);
     AI3_CHECK(!*t || (given && (*t)->numel() == channels), op, ": batch norm needs a mean and a variance of ", channels,
               " elements");
   }
@@ -96,8 +107,8 @@ Convolution check_conv2d(const char* op, const Tensor& input, const Tensor& weig
             ": stride and dilation must be positive");
   AI3_CHECK(pad_top >= 0 && pad_bottom >= 0 && pad_left >= 0 && pad_right >= 0, op, ": negative padding");
   AI3_CHECK(weight.numel() > 0, op, ": an empty weight");
-  check_like(op, "weight", input, weight);
-  check_like(op, "bias", input, bias);
+  check_parameter(op, "weight", input, weight);
+  check_parameter(op, "bias", input, bias);
   AI3_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ", weight.size(0),
             " elements");
   const bool folds = check_norm(op, input, norm, weight.size(0));
@@ -192,8 +203,8 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   AI3_CHECK(weight.dim() == 2 && input.dim() >= 1 && input.size(input.dim() - 1) == weight.size(1), op,
             ": an input of ", input.dim() >= 1 ? input.size(input.dim() - 1) : 0, " features does not fit a weight of ",
             weight.dim(), " dimensions, ", weight.size(weight.dim() - 1), " features");
-  check_like(op, "weight", input, weight);
-  check_like(op, "bias", input, bias);
+  check_parameter(op, "weight", input, weight);
+  check_parameter(op, "bias", input, bias);
   check_like(op, "residual", input, residual);
   AI3_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)), op, ": expected a bias of ", weight.size(0),
             " elements");
@@ -360,6 +371,7 @@ STABLE_TORCH_LIBRARY(ai3, m) {
   m.def(
       "_fold(Tensor weight, Tensor? bias, Tensor? bn_weight, Tensor? bn_bias, Tensor bn_mean, Tensor bn_var, "
       "float bn_eps) -> (Tensor, Tensor)");
+  m.def("_cast(Tensor parameter, int dtype) -> Tensor");
   m.def("_scale_and_shift(Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> Tensor");
 }
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <list>
 #include <mutex>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -53,6 +54,7 @@ struct OfDevice {
   Tensor weight;  // aliases
   OptionalTensor bias;
   std::optional<BatchNorm> norm, prologue;
+  bool makes_bias;
   std::vector<int64_t> versions;  // of all of these, as Python said last: an alias need not have its tensor's
   std::optional<Tensor> packed, scale_and_shift;
   Mark made;  // when all of that is there
@@ -61,6 +63,7 @@ struct OfDevice {
 
 struct Entry {
   int64_t id, variant, epoch, version;
+  ai3_dtype dtype;                      // that the weight is read in
   std::vector<int64_t> sizes, strides;  // of the weight: a view of the same storage is another weight
   std::vector<char> folded;             // the values of bias and batch norms that were folded in
   std::optional<Tensor> source;         // an alias of the weight
@@ -125,21 +128,22 @@ OptionalTensor contiguous_or_none(const OptionalTensor& t) {
 // for what is absent.
 template <typename Visit>
 bool visit_folded(const WeightSource& source, Visit visit) {
-  const OptionalTensor none;
+  const auto visit_tensor = [&visit](const OptionalTensor& t) {
+    const char present = t.has_value();
+    if (!visit(&present, 1)) return false;
+    if (!present) return true;
+    const void* data = t->const_data_ptr();
+    return t->is_cpu() ? visit(static_cast<const char*>(data), t->numel() * t->element_size())
+                       : visit(reinterpret_cast<const char*>(&data), sizeof data);
+  };
+  if (source.makes_bias && !visit_tensor(source.bias)) return false;
   for (const BatchNorm* norm : {source.norm, source.prologue}) {
     const char given = norm != nullptr;
     if (!visit(&given, 1)) return false;
     if (norm == nullptr) continue;
     if (!visit(reinterpret_cast<const char*>(&norm->eps), sizeof norm->eps)) return false;
-    for (const OptionalTensor* t :
-         {norm == source.norm ? &source.bias : &none, &norm->weight, &norm->bias, &norm->mean, &norm->var}) {
-      const char present = t->has_value();
-      if (!visit(&present, 1)) return false;
-      if (!present) continue;
-      const void* data = (*t)->const_data_ptr();
-      const bool same = (*t)->is_cpu() ? visit(static_cast<const char*>(data), (*t)->numel() * (*t)->element_size())
-                                       : visit(reinterpret_cast<const char*>(&data), sizeof data);
-      if (!same) return false;
+    for (const OptionalTensor* t : {&norm->weight, &norm->bias, &norm->mean, &norm->var}) {
+      if (!visit_tensor(*t)) return false;
     }
   }
   return true;
@@ -167,6 +171,14 @@ std::pair<Tensor, Tensor> fold_on_device(const Tensor& weight, const OptionalTen
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
+// In the type that the kernel reads, likewise.
+Tensor cast_on_device(const Tensor& parameter, ai3_dtype dtype) {
+  if (dtype_of(parameter) == dtype) return parameter;
+  StableIValue stack[] = {torch::stable::detail::from(parameter), torch::stable::detail::from(int64_t{dtype})};
+  AI3_CALL(torch_call_dispatcher("ai3::_cast", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Of a prologue, likewise: the scales, then the shifts.
 Tensor scale_and_shift_of(const BatchNorm& norm) {
   using torch::stable::detail::from;
@@ -186,7 +198,7 @@ std::vector<int64_t> versions_of(const OfDevice& of, const Versions& given) {
     versions.push_back(found == given.end() ? -1 : found->second);
   };
   add(of.weight);
-  if (of.norm) add(of.bias);
+  if (of.makes_bias) add(of.bias);
   for (const std::optional<BatchNorm>* norm : {&of.norm, &of.prologue}) {
     if (!*norm) continue;
     for (const OptionalTensor* t : {&(*norm)->weight, &(*norm)->bias, &(*norm)->mean, &(*norm)->var}) add(*t);
@@ -199,13 +211,14 @@ void fill_on_device(Entry& entry) {
   OfDevice& of = *entry.device;
   const OnDevice guard(of.args);
   entry.weight = as_contiguous(of.weight);
-  if (of.norm) {
-    auto [weight, bias] = fold_on_device(*entry.weight, of.bias, *of.norm);
-    entry.weight = weight;
+  OptionalTensor bias = of.bias;
+  if (of.norm) std::tie(entry.weight, bias) = fold_on_device(*entry.weight, of.bias, *of.norm);
+  entry.weight = cast_on_device(*entry.weight, of.args.dtype);
+  if (of.makes_bias) {
     if (entry.bias) {
-      torch::stable::copy_(*entry.bias, bias);
+      torch::stable::copy_(*entry.bias, *bias);
     } else {
-      entry.bias = bias;
+      entry.bias = cast_on_device(*bias, of.args.dtype);
     }
   }
   if (of.prologue) {
@@ -272,7 +285,8 @@ std::shared_ptr<Entry> make_entry_on_device(const LoadedKernel& kernel, const ai
                                    .weight = alias_of(source.weight),
                                    .bias = alias(source.bias),
                                    .norm = aliases(source.norm),
-                                   .prologue = aliases(source.prologue)});
+                                   .prologue = aliases(source.prologue),
+                                   .makes_bias = source.makes_bias});
   fill_on_device(*entry);
   return entry;
 }
@@ -307,8 +321,8 @@ std::shared_ptr<Entry> make_entry(const LoadedKernel& kernel, const ai3_args& ar
 PreparedWeight prepared(std::shared_ptr<Entry> entry, const ai3_args& args, const WeightSource& source) {
   PreparedWeight result{};
   if (entry->weight) result.weight = entry->weight->const_data_ptr();
-  // Without batch norm the bias is read live: it is small, and then needs no check.
-  const OptionalTensor& bias = source.norm != nullptr ? entry->bias : source.bias;
+  // As it was given the bias is read live: it is small, and then needs no check.
+  const OptionalTensor& bias = source.makes_bias ? entry->bias : source.bias;
   if (bias) result.bias = bias->const_data_ptr();
   if (entry->device != nullptr) {
     const OnDevice guard(args);
@@ -332,7 +346,9 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
   AI3_CHECK(given.weight.numel() > 0 && given.weight.const_data_ptr() != nullptr, kernel.label,
             ": the weight is empty, or its storage was freed");
   const bool packs_weight = kernel.table->packed_bytes != nullptr && kernel.table->packed_bytes(&args) > 0;
-  if (given.norm == nullptr && given.prologue == nullptr && !packs_weight && given.weight.is_contiguous()) {
+  const bool casts_bias = given.bias && dtype_of(*given.bias) != args.dtype;
+  if (given.norm == nullptr && given.prologue == nullptr && !packs_weight && given.weight.is_contiguous() &&
+      dtype_of(given.weight) == args.dtype && !casts_bias) {
     PreparedWeight result{};
     result.weight = given.weight.const_data_ptr();
     if (given.bias) result.bias = given.bias->const_data_ptr();
@@ -345,8 +361,12 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
                      contiguous_or_none(norm->var), norm->eps};
   };
   const BatchNorm norm = dense(given.norm), prologue = dense(given.prologue);
-  const WeightSource source{given.weight, given.bias, given.norm != nullptr ? &norm : nullptr,
-                            given.prologue != nullptr ? &prologue : nullptr, given.is_static};
+  const WeightSource source{given.weight,
+                            given.bias,
+                            given.norm != nullptr ? &norm : nullptr,
+                            given.prologue != nullptr ? &prologue : nullptr,
+                            given.is_static,
+                            given.norm != nullptr || casts_bias};
   if (!source.is_static) return prepared(make_entry(kernel, args, source), args, source);
 
   const void* key = source.weight.const_data_ptr();
@@ -360,7 +380,7 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
     return true;
   });
   auto is_of_this_weight = [&](const Entry& e) {
-    return e.id == id && e.variant == variant && e.folded.size() == folded_bytes &&
+    return e.id == id && e.variant == variant && e.dtype == args.dtype && e.folded.size() == folded_bytes &&
            std::equal(sizes.begin(), sizes.end(), e.sizes.begin(), e.sizes.end()) &&
            std::equal(strides.begin(), strides.end(), e.strides.begin(), e.strides.end());
   };
@@ -392,6 +412,7 @@ PreparedWeight prepare_weight(const LoadedKernel& kernel, int64_t id, const ai3_
   if (!keeps) return prepared(std::move(entry), args, source);
   entry->id = id;
   entry->variant = variant;
+  entry->dtype = args.dtype;
   entry->epoch = now;
   entry->version = call_int("aten::_version", source.weight);
   entry->sizes.assign(sizes.begin(), sizes.end());

@@ -261,7 +261,32 @@ def test_own_kernels_begin_once_the_one_before_has_begun():
     early = early_kernels(graph.raw_cuda_graph())
     launch_order = 2  # CU_GRAPH_KERNEL_NODE_PORT_LAUNCH_ORDER
     assert early and {port for _, port in early} == {launch_order}
-    assert all(name.startswith(("gemm_", "few_")) for name, _ in early)
+    assert all(name.startswith(("gemm_", "few_", "linear_")) for name, _ in early)
+
+
+@pytest.mark.parametrize("options", [{"rest": "eager"}, {}, {"mode": "reduce-overhead"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_casts_parameters_once(dtype, options):
+    """Also those of a batch norm that is folded, and anew where they have changed; the same weights serve float32."""
+    model, x = net(), image(2)
+    chosen = {"conv2d": "implicit gemm@cuda|default", "linear": "gemm@cuda", **options}
+    run = torch.compile(model, backend="ai3", options=chosen)
+    limit = {torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]  # of eight layers, each of which rounds
+    with torch.no_grad():
+        assert error(run(x), model, x) < LIMIT
+        for change in (None, "weight", "bias", "norm"):
+            if change is not None:
+                {"weight": model.head.weight, "bias": model.left.bias, "norm": model.stem[1].weight}[change].mul_(-2)
+            with torch.autocast("cuda", dtype):
+                found = run(x)
+                assert found.dtype == dtype and error(found, model, x) < limit
+                made = core.load().ai3_core_packs_made()
+                for _ in range(3):
+                    again = run(x)
+                assert torch.equal(again, found) and core.load().ai3_core_packs_made() == made
+        rows = {row.algorithm for row in ai3.last_report() if row.operation in ("conv2d", "linear")}
+        assert {"implicit gemm@cuda", "gemm@cuda"} <= rows
+        assert error(run(x), model, x) < LIMIT
 
 
 class Dense(nn.Module):

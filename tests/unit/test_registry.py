@@ -32,7 +32,8 @@ def test_the_algorithms_of_the_platforms():
     transforms = {"fft", "fft tiling", "winograd", "winograd nonfused"}
     assert names("conv2d", "cudnn") == gemms | transforms | {"guess", "auto"}
     assert names("conv2d", "cublas") == {"gemm"}
-    assert names("linear", "cpp") == names("linear", "cuda") == names("linear", "cublas") == {"gemm"}
+    assert names("linear", "cpp") == names("linear", "cublas") == {"gemm"}
+    assert names("linear", "cuda") == {"direct", "gemm"}
     for operation in ("maxpool2d", "avgpool2d", "adaptiveavgpool2d", "relu", "flatten"):
         assert names(operation, "cpp") == names(operation, "cuda") == {"direct"}
     assert all(names(operation, "torch") == {"torch"} for operation in OPERATIONS)
