@@ -157,6 +157,8 @@ class _Ai3Pass(CustomGraphPass):
             torch.get_num_threads(),  # what is measured for `auto` depends on it
             self.is_sharded,
             self.captures,
+            # Neither the graph says what autocast casts to, nor did PyTorch's own key in 2.11.
+            [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)],
             before,
             self.key,  # another graph's backward would have no report
         )
@@ -185,10 +187,7 @@ class _Decompositions(dict[Any, Any]):
 
 def _backward_report(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy) -> GraphReport | None:
     """The report, empty yet, of a backward in which the user has chosen algorithms; None where it is left alone."""
-    if not _wants_gradients(gm, example_inputs):
-        return None
-    devices = {t.device.type for t in (*example_inputs, *gm.parameters()) if isinstance(t, torch.Tensor)}
-    if not any(passes.backward.asked_for(policy, device) for device in devices):
+    if not _wants_gradients(gm, example_inputs) or not passes.backward.asked_for(policy):
         return None
     return GraphReport(f"backward of {_title(gm)}".removesuffix(" of "))
 

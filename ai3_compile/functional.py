@@ -128,7 +128,7 @@ def decide_for(spec: OpSpec, selector: str, strict: bool = False) -> Decision:
         selector,
         registry.known(),
         registry.system(),
-        default=registry.default_of(spec.operation, spec.device),
+        default=registry.default_of(spec.operation),
         strict=strict,
         measured=tuning.times(spec, Use(in_graph=False)) if "auto" in selector.split("|") else None,
     )

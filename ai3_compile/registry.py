@@ -249,10 +249,10 @@ def by_id(identity: int) -> Algorithm | None:
     return _by_id.get(identity)
 
 
-def default_of(operation: str, device: str) -> str:
-    """The selector that `default` stands for on a device: what a user made the default comes first."""
+def default_of(operation: str) -> str:
+    """The selector that `default` stands for: what a user made the default comes first."""
     chosen = [a.qualified for a in _users.values() if a.operation == operation and is_default(a)]
-    return "|".join([*chosen, OPERATIONS[operation].default_on(device)])
+    return "|".join([*chosen, OPERATIONS[operation].default])
 
 
 def is_default(algorithm: Algorithm) -> bool:

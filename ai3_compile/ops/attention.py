@@ -28,7 +28,6 @@ class Attention(Operation):
     name = "attention"
     op_name = "ai3::attention"
     default = "direct|torch"
-    default_on_gpu = "torch"  # there `direct` is for few keys alone, and its time is not measured yet
     default_reason = "one pass over the scores, in cache; torch for dtypes that it does not compute, and in training"
     modules = ()
 

@@ -38,8 +38,6 @@ class Operation(ABC):
     default: ClassVar[str]
     """The selector that `default` stands for."""
     default_reason: ClassVar[str]
-    default_on_gpu: ClassVar[str | None] = None
-    """The same on GPUs, where it is another."""
     modules: ClassVar[tuple[type[torch.nn.Module], ...]]
     """The modules of torch.nn that do nothing but this operation; none where it is a function alone."""
     only_described: ClassVar[tuple[str, ...]] = ()
@@ -54,10 +52,6 @@ class Operation(ABC):
     @abstractmethod
     def tensors(self, node: Node) -> tuple[Node, Node | None, Node | None]:
         """The input, weight and bias of a node that `match` has recognised."""
-
-    def default_on(self, device: str) -> str:
-        """The selector that `default` stands for on this type of device."""
-        return self.default_on_gpu if device == "cuda" and self.default_on_gpu else self.default
 
     def emit(self, node: Node, spec: OpSpec, algorithm: Algorithm, is_static: Callable[[Node], bool]) -> Node:
         """Inserts ai3's operation before `node` and returns it; it computes what `node` computes."""

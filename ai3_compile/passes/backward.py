@@ -26,12 +26,12 @@ _MASK = 10  # the position of output_mask among the arguments
 _BIAS = 2  # and of the gradient of the bias among the outputs
 
 
-def asked_for(policy: Policy, device: str) -> list[str]:
+def asked_for(policy: Policy) -> list[str]:
     """The gradients that are not left to torch by default: without a choice nothing is built, and nothing changes."""
     return [
         name
         for name, operation in GRADIENTS.items()
-        if not policy.is_default(name) or registry.default_of(name, device) != operation.default_on(device)
+        if not policy.is_default(name) or registry.default_of(name) != operation.default
     ]
 
 
@@ -40,7 +40,7 @@ def run(graph: Graph, context: Context) -> None:
     found: list[tuple[Node, Node, OpSpec]] = []
     for node in nodes:
         results = {user.args[1]: user for user in node.users}
-        for name in asked_for(context.policy, node.args[0].meta["val"].device.type):
+        for name in asked_for(context.policy):
             if (result := results.get(GRADIENTS[name].output)) is not None:
                 found.append((node, result, GRADIENTS[name].spec_at(node, result)))
     registry.prepare({(spec.operation, spec.device) for _, _, spec in found})

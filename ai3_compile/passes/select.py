@@ -110,7 +110,7 @@ def decide(context: Context, index: int, spec: OpSpec, node: Node) -> Decision:
         text,
         registry.known(),
         context.system,
-        default=registry.default_of(spec.operation, spec.device),
+        default=registry.default_of(spec.operation),
         strict=context.policy.strict,
         measured=measured,
         max_workspace=context.policy.max_workspace,

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import ai3_compile
+from ai3_compile import backend
 from ai3_compile.errors import NothingFitsError, SelectorLengthError, StrictError, UnknownOptionError
+from ai3_compile.options import check_options
+from ai3_compile.report import GraphReport
 
 RESTS = ("inductor", "eager")
 
@@ -495,6 +498,15 @@ def test_a_warm_inductor_cache_still_has_its_report(tmp_path, monkeypatch):
         texts.append(str(ai3_compile.last_report()))
     assert texts[0] == texts[1] == texts[2] and "conv1" in texts[0]
     assert torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"] == 2
+
+
+def test_graphs_on_disk_are_kept_apart_by_autocast():
+    step = backend._Ai3Pass(check_options({}), GraphReport(), False)
+    keys = [step.uuid()]
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            keys.append(step.uuid())
+    assert None not in keys and len(set(keys)) == 3 and step.uuid() == keys[0]
 
 
 def test_each_decision_is_logged(caplog):
