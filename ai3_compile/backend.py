@@ -103,11 +103,20 @@ def _context(
     )
 
 
+class _LeftToInductor(Exception):
+    """That CUDA graphs are Inductor's own."""
+
+
 class _Ai3Pass(CustomGraphPass):
     """ai3's passes as Inductor runs them: on both graphs, before its own passes after partitioning."""
 
-    def __init__(self, policy: Policy, report: GraphReport, is_sharded: bool, captures: bool = False) -> None:
-        self.policy, self.report, self.is_sharded, self.captures = policy, report, is_sharded, captures
+    def __init__(
+        self, policy: Policy, report: GraphReport, is_sharded: bool, captured_inputs: int | None = None
+    ) -> None:
+        """`captured_inputs`: how many the graph must have to be a CUDA graph of ai3's own; None where it is not to be
+        one."""
+        self.policy, self.report, self.is_sharded = policy, report, is_sharded
+        self.captured_inputs = captured_inputs
         self.ran = False
         self.backward: GraphReport | None = None
         """Of the backward, which is compiled when it is first needed; None where it is left alone."""
@@ -133,10 +142,19 @@ class _Ai3Pass(CustomGraphPass):
         static = _static_inputs(is_inference, self.is_sharded)
         self.report.inputs = len(graph.find_nodes(op="placeholder"))
         self.report.static = list(static)
-        if self.captures:
-            tracing = TracingContext.try_get()
-            self.report.obstacle = cuda_graph.obstacle(graph, None if tracing is None else tracing.fw_metadata)
+        if self.captured_inputs is not None:
+            self._check_captures(graph)
         passes.run(graph, _context(self.policy, self.report, static, is_inference=is_inference, decompose=True))
+
+    def _check_captures(self, graph: Graph) -> None:
+        """Ends the compilation, which is then one for Inductor's CUDA graphs, where it can be none of ai3's own."""
+        tracing = TracingContext.try_get()
+        obstacle = cuda_graph.obstacle(graph, None if tracing is None else tracing.fw_metadata)
+        if self.report.inputs != self.captured_inputs:
+            obstacle = "its inputs are made of others"
+        if obstacle is not None:
+            self.report.obstacle = obstacle
+            raise _LeftToInductor(obstacle)
 
     def uuid(self) -> str | None:
         """Everything that decides what the passes do; None (compile without a cache) where a function decides."""
@@ -156,7 +174,7 @@ class _Ai3Pass(CustomGraphPass):
             builder.cpu_isa(),
             torch.get_num_threads(),  # what is measured for `auto` depends on it
             self.is_sharded,
-            self.captures,
+            self.captured_inputs,
             # Neither the graph says what autocast casts to, nor did PyTorch's own key in 2.11.
             [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)],
             before,
@@ -230,19 +248,20 @@ def _with_either(
 
 
 def _with_inductor(
-    gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None, captures: bool = True
+    gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None, obstacle: str | None = None
 ) -> Callable[..., Any]:
-    """`captures`: whether CUDA graphs, where they are asked for, may be ai3's own."""
+    """`obstacle`: why CUDA graphs, where they are asked for, cannot be ai3's own."""
     report = GraphReport(_title(gm))
-    report.rest = "Inductor"
+    report.rest, report.obstacle = "Inductor", obstacle
     patches = dict(list_mode_options(mode)) if mode else {}
     constants = [*gm.parameters(), *gm.buffers()]
     is_inference, is_on_gpu = not _wants_gradients(gm, example_inputs), on_gpu.is_on_gpu((*example_inputs, *constants))
     asked_for = patches.get("triton.cudagraphs", inductor_config.triton.cudagraphs)
-    captures = captures and asked_for and is_inference and is_on_gpu and not _is_sharded(gm)
+    captures = obstacle is None and asked_for and is_inference and is_on_gpu and not _is_sharded(gm)
+    inputs = len(constants) + len(example_inputs)
     if captures:
         patches["triton.cudagraphs"] = False
-    ai3_pass = _Ai3Pass(policy, report, _is_sharded(gm), captures)
+    ai3_pass = _Ai3Pass(policy, report, _is_sharded(gm), inputs if captures else None)
     patches["post_grad_custom_pre_pass"] = ai3_pass
     patches["freezing"] = False  # it packs convolutions for oneDNN before any pass could see them
 
@@ -258,7 +277,15 @@ def _with_inductor(
     if backward is not None:
         backward.rest = "Inductor"
         ai3_pass.backward, ai3_pass.key = backward, f"{key}-backward"
-    compiled = compile_now()
+    compiled: Callable[..., Any] | None = None
+    try:
+        compiled = compile_now()
+    except Exception:  # Inductor wraps it, and differently from version to version
+        if not captures or report.obstacle is None:
+            raise
+    if compiled is None:
+        log.info("left to Inductor's CUDA graphs: %s", report.obstacle)
+        return _with_inductor(gm, example_inputs, policy, mode, report.obstacle)
     if ai3_pass.ran:
         store.save(key, report)
     else:
@@ -274,10 +301,7 @@ def _with_inductor(
             compiled = compile_now()
             store.save(key, report)
     # Its inputs may not be the graph's own, as where tensors are made of others: operations pack when they run.
-    are_own = report.inputs == len(constants) + len(example_inputs)
-    if captures and (report.obstacle is not None or not are_own):
-        log.info("left to Inductor's CUDA graphs: %s", report.obstacle or "its inputs are made of others")
-        return _with_inductor(gm, example_inputs, policy, mode, captures=False)
+    are_own = report.inputs == inputs
     history.add(report, continues=history.is_continuation(gm))
     if backward is not None:
         history.add(backward, continues=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import ai3_compile as ai3
 from ai3_compile import backend, cuda_graph, on_gpu
 from ai3_compile.cuda_graph import Captured
 
@@ -214,6 +215,8 @@ def test_what_is_left_to_inductor(model, why, warm, monkeypatch, caplog, empty_c
             return obstacle(graph, metadata)
 
     monkeypatch.setattr(cuda_graph, "obstacle", judged)
+    ran, run_passes = [], backend.passes.run
+    monkeypatch.setattr(backend.passes, "run", lambda *given: (ran.append(given), run_passes(*given)))
     net = model(4, 3).eval()
     for _ in range(1 + warm):
         torch._dynamo.reset()
@@ -227,5 +230,7 @@ def test_what_is_left_to_inductor(model, why, warm, monkeypatch, caplog, empty_c
         torch.testing.assert_close(found, expected)
         assert torch.equal(x, mine), "what it writes to its input is written"
         assert made == ([[0, 1]] if why is None else [])
+        assert len(ran) == 1, "once, for what is kept, and not again where Inductor has it in its cache"
+        assert ai3.last_report().graphs[-1].obstacle == why
         said = [message for message in caplog.messages if "left to Inductor's CUDA graphs" in message]
         assert said == ([] if why is None else [f"left to Inductor's CUDA graphs: {why}"])
