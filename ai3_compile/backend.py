@@ -19,6 +19,7 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import InductorError
 from torch.fx import Graph, GraphModule
 
 from . import core, cuda_graph, on_gpu, passes, registry
@@ -104,7 +105,7 @@ def _context(
 
 
 class _LeftToInductor(Exception):
-    """That CUDA graphs are Inductor's own."""
+    """Ends a compilation for CUDA graphs of ai3's own, and says why they are to be Inductor's."""
 
 
 class _Ai3Pass(CustomGraphPass):
@@ -147,13 +148,12 @@ class _Ai3Pass(CustomGraphPass):
         passes.run(graph, _context(self.policy, self.report, static, is_inference=is_inference, decompose=True))
 
     def _check_captures(self, graph: Graph) -> None:
-        """Ends the compilation, which is then one for Inductor's CUDA graphs, where it can be none of ai3's own."""
+        """Before the passes measure and choose: raises where it can be no CUDA graph of ai3's own."""
         tracing = TracingContext.try_get()
         obstacle = cuda_graph.obstacle(graph, None if tracing is None else tracing.fw_metadata)
         if self.report.inputs != self.captured_inputs:
             obstacle = "its inputs are made of others"
         if obstacle is not None:
-            self.report.obstacle = obstacle
             raise _LeftToInductor(obstacle)
 
     def uuid(self) -> str | None:
@@ -277,15 +277,16 @@ def _with_inductor(
     if backward is not None:
         backward.rest = "Inductor"
         ai3_pass.backward, ai3_pass.key = backward, f"{key}-backward"
-    compiled: Callable[..., Any] | None = None
+    left: _LeftToInductor | None = None
     try:
         compiled = compile_now()
-    except Exception:  # Inductor wraps it, and differently from version to version
-        if not captures or report.obstacle is None:
+    except InductorError as error:
+        if not isinstance(error.inner_exception, _LeftToInductor):
             raise
-    if compiled is None:
-        log.info("left to Inductor's CUDA graphs: %s", report.obstacle)
-        return _with_inductor(gm, example_inputs, policy, mode, report.obstacle)
+        left = error.inner_exception
+    if left is not None:
+        log.info("left to Inductor's CUDA graphs: %s", left)
+        return _with_inductor(gm, example_inputs, policy, mode, str(left))
     if ai3_pass.ran:
         store.save(key, report)
     else:
@@ -311,7 +312,7 @@ def _with_inductor(
     static = report.static if are_own else []
     if captures:
         after = [index - len(constants) for index in static if index >= len(constants)]
-        captured = cuda_graph.Captured(compiled, after, _device_of((*example_inputs, *constants)))
+        captured = cuda_graph.Captured(compiled, after, on_gpu.device_of((*example_inputs, *constants)).index)
         compiled, moved = captured, captured.forget
     return on_gpu.Guarded(
         compiled,
@@ -321,11 +322,6 @@ def _with_inductor(
         moved=moved,
         max_workspace=policy.max_workspace,
     )
-
-
-def _device_of(values: Sequence[Any]) -> int:
-    """The number of the GPU that tensors are on."""
-    return next(value.device.index for value in values if isinstance(value, torch.Tensor) and value.is_cuda)
 
 
 def _with_eager(gm: GraphModule, example_inputs: Sequence[Any], policy: Policy, mode: str | None) -> Callable[..., Any]:

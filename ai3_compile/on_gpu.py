@@ -27,6 +27,11 @@ def is_on_gpu(values: Iterable[Any]) -> bool:
     return any(isinstance(value, torch.Tensor) and value.is_cuda for value in values)
 
 
+def device_of(values: Iterable[Any]) -> torch.device:
+    """The GPU that tensors are on, of which one is."""
+    return next(value.device for value in values if isinstance(value, torch.Tensor) and value.is_cuda)
+
+
 def calls_of(graph: Graph, static: Sequence[int]) -> list[Call]:
     """ai3's operations in a graph that read GPU memory, each as a call on its weights, which `static` numbers among
     the graph's inputs, and on tensors like the others as they were captured."""
@@ -162,7 +167,7 @@ class Guarded:
         counted = dict(zip(map(id, self._norms), versions[len(weights) :]))
         core.refresh_packs(addresses, [v + counted.get(id(c), 0) for v, c in zip(versions, self._counts)])
         if self._calls and is_elsewhere and inputs:
-            device = next(t.device for t in inputs if isinstance(t, torch.Tensor) and t.is_cuda)
+            device = device_of(inputs)
             with torch.no_grad():
                 for call in self._calls:
                     _run(call, inputs, device)

@@ -14,18 +14,16 @@ import torch
 from torch.fx import Graph, Node
 
 from .. import registry
-from .context import Context, algorithm_of, is_ai3
+from .context import Context, algorithm_of, is_ai3, is_made_a_half, static_nodes
 
 _CONVERT, _TO_COPY = torch.ops.prims.convert_element_type.default, torch.ops.aten._to_copy.default
-_HALVES = (torch.float16, torch.bfloat16)
 _WEIGHT, _BIAS = 1, 2  # among the arguments of both operations
 
 
 def run(graph: Graph, context: Context) -> None:
     if not context.is_inference:
         return
-    placeholders = graph.find_nodes(op="placeholder")
-    static = {placeholders[index] for index in context.static_inputs}
+    static = static_nodes(graph, context)
     for node in graph.nodes:
         if not is_ai3(node, "ai3::conv2d", "ai3::linear"):
             continue
@@ -46,5 +44,5 @@ def _source(node: Any, static: Container[Node]) -> Node | None:
         return None
     source = node.args[0]
     assert isinstance(source, Node)
-    is_wide = source in static and source.meta["val"].dtype == torch.float32
-    return source if is_wide and node.meta["val"].dtype in _HALVES else None
+    is_cast = is_made_a_half(source.meta["val"].dtype, node.meta["val"].dtype)
+    return source if is_cast and source in static else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch._guards import detect_fake_mode
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ..options import Policy
@@ -31,6 +31,17 @@ class Context:
     """The algorithms in the graph by id."""
     swapped: set[Node] = field(default_factory=set)
     """What swapped modules have put into the graph: each keeps the algorithm chosen for it."""
+
+
+def static_nodes(graph: Graph, context: Context) -> set[Node]:
+    """The inputs of a graph that are parameters and buffers."""
+    placeholders = graph.find_nodes(op="placeholder")
+    return {placeholders[index] for index in context.static_inputs}
+
+
+def is_made_a_half(parameter: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether the core library casts a parameter of one type for an operation on a GPU that computes in the other."""
+    return parameter == torch.float32 and dtype in (torch.float16, torch.bfloat16)
 
 
 # Where a node keeps the fake value, with the strides, that it would have without ai3.

@@ -10,11 +10,10 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch.fx import Graph, Node
 
 from .. import registry
-from .context import Context, algorithm_of, is_ai3, only_user, replace
+from .context import Context, algorithm_of, is_ai3, is_made_a_half, only_user, replace
 from .decompose import BATCH_NORM
 
 
@@ -35,15 +34,15 @@ def _can_fold(norm: Node, context: Context) -> bool:
         and only_user(conv) is norm
         and not any(conv.kwargs.get(name) for name in ("residual", "activation", "bn_mean"))
         and [(user.target, user.args[1]) for user in norm.users] == [(operator.getitem, 0)]
-        and reads_parameters_of(conv, (weight, bias, mean, var), context)
+        and _takes(conv, (weight, bias, mean, var), context)
     )
 
 
-def reads_parameters_of(conv: Node, parameters: Iterable[Any], context: Context) -> bool:
-    """Whether the convolution can take in a batch norm of these: of its own type, or of float32 where it is cast."""
-    dtypes = {parameter.meta["val"].dtype for parameter in parameters if parameter is not None}
+def _takes(conv: Node, parameters: Iterable[Any], context: Context) -> bool:
+    """Whether the convolution can take in a batch norm of these: of its own type, or of one that is cast to it."""
+    own, dtypes = conv.meta["val"].dtype, {t.meta["val"].dtype for t in parameters if t is not None}
     casts = registry.platforms()[context.algorithms[algorithm_of(conv)].platform].casts_parameters
-    return all(dtype == conv.meta["val"].dtype or (casts and dtype == torch.float32) for dtype in dtypes)
+    return all(dtype == own or (casts and is_made_a_half(dtype, own)) for dtype in dtypes)
 
 
 def _fold(norm: Node, context: Context) -> None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import operator
 from typing import NamedTuple
 
-import torch
 from torch.fx import Graph, Node
 
 from .. import registry
 from ..ops.activations import NUMBERS
-from .context import Context, algorithm_of, is_ai3, only_user, replace
+from .context import Context, algorithm_of, is_ai3, is_made_a_half, only_user, replace
 from .decompose import BATCH_NORM
 from .fuse import MATCHES, PADDING
 
@@ -62,11 +61,11 @@ def prologue_of(conv: Node) -> Prologue | None:
     if not (isinstance(norm, Node) and norm.target is BATCH_NORM and only_user(norm) is output):
         return None
     assert isinstance(output, Node)
-    image, *parameters = norm.args[:5]
-    dtypes = {t.meta["val"].dtype for t in parameters if t is not None}  # type: ignore[union-attr]
-    if image.meta["val"].is_cuda:  # type: ignore[union-attr]
-        dtypes.discard(torch.float32)  # what an algorithm reads is made of them in float64
-    if not dtypes <= {conv.meta["val"].dtype} or image.meta["val"].dtype != conv.meta["val"].dtype:  # type: ignore[union-attr]
+    image, *parameters = (t.meta["val"] for t in norm.args[:5] if t is not None)  # type: ignore[union-attr]
+    own, dtypes = conv.meta["val"].dtype, {t.dtype for t in parameters}
+    if image.dtype != own or not all(
+        dtype == own or (image.is_cuda and is_made_a_half(dtype, own)) for dtype in dtypes
+    ):
         return None
     return Prologue(norm, output, source, name)
 

@@ -15,7 +15,7 @@ from ..ops import OPERATIONS, attention_graph
 from ..ops.base import spec_of
 from ..selection import Decision, OpSpec
 from ..selection import select as choose
-from .context import Context, algorithm_of, is_ai3, replace
+from .context import Context, algorithm_of, is_ai3, replace, static_nodes
 from .neighbours import activation_ahead, is_concatenated, use_of
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,7 @@ def run(graph: Graph, context: Context) -> None:
     registry.prepare((spec.operation, spec.device) for _, spec in found)
 
     _note_swapped(graph, context)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    static = {placeholders[i] for i in context.static_inputs} if context.is_inference else set()
+    static = static_nodes(graph, context) if context.is_inference else set()
     for name, operation in OPERATIONS.items():
         occurrences = [(node, spec) for node, spec in found if spec.operation == name]
         if occurrences:

@@ -189,10 +189,6 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
 // Throws, naming the tensor, where it has another dtype or device than the input.
 void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other);
 
-// The same of a parameter, which on a GPU may be of float32 beside an input of halves, as under autocast: what is made
-// of it once is cast with it.
-void check_parameter(const char* op, const char* what, const Tensor& input, const OptionalTensor& parameter);
-
 // Throws where the input is no image, with its batch or without.
 void check_image(const char* op, const Tensor& input);
 

@@ -8,22 +8,29 @@
 #include "unboxed.h"
 
 namespace ai3 {
-void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
-  if (!other) return;
-  AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
-  const Place there = place_of(*other), here = place_of(input);
+namespace {
+
+void check_place(const char* op, const char* what, const Tensor& input, const Tensor& other) {
+  const Place there = place_of(other), here = place_of(input);
   AI3_CHECK(there == here, op, ": ", what, " is on ", name_of(there), ", and the input on ", name_of(here));
 }
 
+// As check_like, but on a GPU a parameter may be of float32 beside an input of halves, as under autocast: what is made
+// of it once is cast with it.
 void check_parameter(const char* op, const char* what, const Tensor& input, const OptionalTensor& parameter) {
   const ai3_dtype dtype = dtype_of(input);
   const bool is_half = dtype == AI3_FLOAT16 || dtype == AI3_BFLOAT16;
-  if (parameter && is_half && input.is_cuda() && dtype_of(*parameter) == AI3_FLOAT32) {
-    AI3_CHECK(place_of(*parameter) == place_of(input), op, ": ", what, " is on ", name_of(place_of(*parameter)),
-              ", and the input on ", name_of(place_of(input)));
-    return;
-  }
+  if (parameter && is_half && input.is_cuda() && dtype_of(*parameter) == AI3_FLOAT32)
+    return check_place(op, what, input, *parameter);
   check_like(op, what, input, parameter);
+}
+
+}  // namespace
+
+void check_like(const char* op, const char* what, const Tensor& input, const OptionalTensor& other) {
+  if (!other) return;
+  AI3_CHECK(other->scalar_type() == input.scalar_type(), op, ": ", what, " and input have different dtypes");
+  check_place(op, what, input, *other);
 }
 
 void check_image(const char* op, const Tensor& input) {

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph
 
 from ai3_compile import core, registry
-from ai3_compile.passes import casts
+from ai3_compile.passes import casts, fold
 
 core.load()
 CONVERT, COPY = torch.ops.prims.convert_element_type.default, torch.ops.aten._to_copy.default
@@ -74,3 +74,26 @@ def test_other_casts_stay():
     assert left_to_the_core(*graph_of(CONVERT, wide=torch.float64)) == [False, False]
     assert left_to_the_core(*graph_of(CONVERT, wide=torch.float16, half=torch.float32)) == [False, False]
     assert left_to_the_core(*graph_of(COPY, dtype=torch.float16, device="cuda")) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("norm", "own", "platform", "expected"),
+    [
+        (torch.float32, torch.float32, "cpp", True),
+        (torch.float32, torch.float16, "cuda", True),
+        (torch.float32, torch.bfloat16, "cudnn", True),
+        (torch.float32, torch.float16, "cpp", False),
+        (torch.float64, torch.float16, "cuda", False),
+        (torch.float32, torch.float64, "cuda", False),
+        (torch.float16, torch.float32, "cuda", False),
+    ],
+)
+def test_batch_norms_that_a_convolution_takes(norm, own, platform, expected):
+    graph = Graph()
+    x, w, mean = (graph.placeholder(name) for name in ("x", "w", "mean"))
+    mean.meta["val"] = torch.empty(4, dtype=norm, device="meta")
+    window = (1, 1, 0, 0, 0, 0, 1, 1, 1)
+    conv = graph.call_function(torch.ops.ai3.conv2d.default, (x, w, None, *window, 7))
+    conv.meta["val"] = torch.empty(1, 4, 2, 2, dtype=own, device="meta")
+    context = SimpleNamespace(algorithms={7: SimpleNamespace(platform=platform)})
+    assert fold._takes(conv, (None, None, mean, mean), context) is expected

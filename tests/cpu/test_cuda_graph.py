@@ -205,7 +205,7 @@ def test_what_is_left_to_inductor(model, why, warm, monkeypatch, caplog, empty_c
     monkeypatch.setattr(cuda_graph, "Captured", Note)
     monkeypatch.setattr(on_gpu, "is_on_gpu", lambda values: True)
     monkeypatch.setattr(on_gpu, "calls_of", lambda graph, static: [])
-    monkeypatch.setattr(backend, "_device_of", lambda values: 0)
+    monkeypatch.setattr(on_gpu, "device_of", lambda values: torch.device("cuda", 0))
     is_cuda = property(lambda _: True)
     obstacle = cuda_graph.obstacle
 

@@ -286,6 +286,7 @@ def test_autocast_casts_parameters_once(dtype, options):
                 assert torch.equal(again, found) and core.load().ai3_core_packs_made() == made
         rows = {row.algorithm for row in ai3.last_report() if row.operation in ("conv2d", "linear")}
         assert {"implicit gemm@cuda", "gemm@cuda"} <= rows
+        assert sum("batch_norm" in row.computed for row in ai3.last_report()) == 2
         assert error(run(x), model, x) < LIMIT
 
 

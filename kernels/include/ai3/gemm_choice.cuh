@@ -105,7 +105,7 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
       {128, 128, 288, 2, "128x128_halo", 1, 2}, {256, 64, 288, 2, "256x64_halo", 2, 2},
       {256, 128, 288, 1, "256x128_halo", 2, 2}, {128, 64, 416, 1, "128x64_resident", 1, 2, true},
   };
-  // The rows of float32 go through registers, of which tiles of 256 rows have too few.
+  // The rows of float32 go through registers, of which tiles of 256 rows have too few; those of patches do not.
   static constexpr GemmTile kTf32Bulk[] = {
       {64, 32, 160, 6, "64x32_bulk"},           {128, 32, 288, 3, "128x32_bulk"},
       {64, 64, 160, 5, "64x64_bulk"},           {64, 128, 160, 3, "64x128_bulk"},

@@ -40,14 +40,6 @@ struct alignas(4 * sizeof(T)) FewPixel {
   T at[4];
 };
 
-template <int Bytes>
-struct FewBits {
-  using type = unsigned short;
-};
-template <>
-struct FewBits<4> {
-  using type = uint32_t;
-};
 __device__ __forceinline__ unsigned short few_rounded(unsigned short bits) { return bits; }
 __device__ __forceinline__ uint32_t few_rounded(uint32_t bits) { return rounded_tf32(bits); }
 
@@ -94,7 +86,7 @@ template <Math M>
 __device__ __forceinline__ void few_channels(const FewParams& few) {
   using T = typename ElementOf<M>::type;
   constexpr bool kHalf = sizeof(T) == 2;
-  using Bits = typename FewBits<sizeof(T)>::type;
+  using Bits = typename BitsOf<T>::type;
   constexpr int kTaps = kHalf ? 4 : 2, kCount = 16 / sizeof(T), kRuns = 16 / kCount;
   const GemmParams& p = few.gemm;
   extern __shared__ __align__(1024) unsigned char shared[];

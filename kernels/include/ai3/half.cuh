@@ -11,6 +11,16 @@ struct BFloat16 {
   unsigned short bits;
 };
 
+// A type's bits, where they are moved and not computed with.
+template <typename T>
+struct BitsOf {
+  using type = unsigned short;
+};
+template <>
+struct BitsOf<float> {
+  using type = unsigned;
+};
+
 // What arithmetic on a type is done in.
 template <typename T>
 struct AccumulatorOf {
