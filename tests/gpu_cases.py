@@ -9,12 +9,20 @@ import torch
 from ai3_compile.testing import calls
 from ai3_compile.testing.cases import NONE, Conv, Pool
 
+# Images whose rows are whole 16-byte parts, in which the window begins at a word or within one.
+IMAGES = (
+    Conv("image-within-a-word", 3, (23, 24), 20, (7, 7), batch=2, stride=(2, 2), padding=(3, 3, 3, 3)),
+    Conv("image-at-a-word", 3, (51, 40), 66, (5, 5), stride=(4, 4), padding=(2, 2, 2, 2)),
+    Conv("image-unpadded", 4, (19, 18), 8, padding=NONE),
+    Conv("image-one-channel", 1, (20, 32), 5, (5, 3), stride=(1, 2), dilation=(2, 1), padding=(2, 0, 1, 1)),
+)
 # What reaches the kernels that the common cases do not: tiles of 4x4 outputs, windows of 32 and 1024 pixels, and blocks
 # for work that fills a GPU.
 CONVS = (
     Conv("winograd-4x4", 37, (18, 19), 70),
     Conv("winograd-4x4-batch", 5, (17, 18), 6, batch=3, padding=(0, 2, 1, 1)),
     Conv("depthwise-dilation-vectors", 24, (9, 8), 24, dilation=(2, 2), padding=(2, 2, 2, 2), groups=24),
+    *IMAGES,
 )
 LARGE_DEPTHWISE = (
     Conv("depthwise-3x3-large", 64, (184, 185), 64, groups=64),

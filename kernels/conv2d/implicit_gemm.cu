@@ -3,7 +3,8 @@
 #ifdef __CUDACC__
 
 #include <ai3/gemm_conv_kernels.cuh>
-#include <ai3/gemm_few.cuh>
+#include <ai3/gemm_few_pixels.cuh>
+#include <ai3/gemm_few_rows.cuh>
 #include <ai3/gemm_kernels.cuh>
 
 #else
@@ -63,7 +64,7 @@ void pack(const ai3_args* a, void* dst) {
 }
 
 int64_t pack_variant(const ai3_args* a) {
-  return ai3::gemm_pack_variant(a) | int64_t(ai3::choose_few(shape(a)).fits) << 1;
+  return ai3::gemm_pack_variant(a) | ai3::few_variant(ai3::choose_few(shape(a))) << 1;
 }
 
 int32_t pools(const ai3_args* a) {
