@@ -282,5 +282,6 @@ def test_what_auto_measures_has_the_pooling_behind(own, monkeypatch, algorithm, 
         monkeypatch.setattr(tuning, "_pooling", lambda spec: None)
     spec = OPERATIONS["conv2d"].spec("", (2, 4, 8, 6), (6, 4, 3, 3), True, torch.float32, "cpu", WINDOW)
     (chosen,) = (a for a in registry.known() if (a.operation, a.qualified) == ("conv2d", algorithm))
-    plain, pooled = (tuning._call(spec, chosen, Use(True, activation=1, pooled=pooled))() for pooled in (False, True))
+    made = [tuning._call(spec, chosen, Use(True, activation=1, pooled=pooled)) for pooled in (False, True)]
+    plain, pooled = (call() for call, _ in made)
     assert references.relative_error(pooled, F.max_pool2d(plain, 2)) < BOUND
