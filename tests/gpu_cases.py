@@ -16,6 +16,11 @@ IMAGES = (
     Conv("image-unpadded", 4, (19, 18), 8, padding=NONE),
     Conv("image-one-channel", 1, (20, 32), 5, (5, 3), stride=(1, 2), dilation=(2, 1), padding=(2, 0, 1, 1)),
 )
+# Windows side by side, of which a row is read at once: of images, and of some more channels.
+PATCHES = (
+    Conv("patches", 3, (34, 48), 36, (16, 16), batch=2, stride=(16, 16), padding=NONE),
+    Conv("patches-beside", 5, (9, 24), 18, (3, 8), stride=(2, 8), padding=(1, 1, 0, 0)),
+)
 # What reaches the kernels that the common cases do not: tiles of 4x4 outputs, windows of 32 and 1024 pixels, and blocks
 # for work that fills a GPU.
 CONVS = (
@@ -23,6 +28,7 @@ CONVS = (
     Conv("winograd-4x4-batch", 5, (17, 18), 6, batch=3, padding=(0, 2, 1, 1)),
     Conv("depthwise-dilation-vectors", 24, (9, 8), 24, dilation=(2, 2), padding=(2, 2, 2, 2), groups=24),
     *IMAGES,
+    *PATCHES,
 )
 LARGE_DEPTHWISE = (
     Conv("depthwise-3x3-large", 64, (184, 185), 64, groups=64),

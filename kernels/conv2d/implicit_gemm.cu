@@ -30,61 +30,86 @@ const char* supports(const ai3_args* a) {
   return nullptr;
 }
 
-ai3::GemmShape shape(const ai3_args* a) {
-  const bool has_window = a->kernel_h * a->kernel_w > 1 || a->stride_h * a->stride_w > 1 || a->pad_top || a->pad_left ||
-                          a->pad_bottom || a->pad_right;
-  return {.args = a,
-          .rows = a->output.size[0] * a->output.size[2] * a->output.size[3],
-          .columns = a->weight.size[0] / a->groups,
-          .channels = a->weight.size[1],
-          .kernel_h = a->kernel_h,
-          .kernel_w = a->kernel_w,
-          .groups = a->groups,
-          .in_pixel = a->input.stride[3],
-          .out_pixel = a->output.stride[3],
-          .has_window = has_window};
-}
+// What a call multiplies. Windows that lie side by side, as those of the patches of a vision transformer, are read by
+// their rows: the taps of a row are one, of as many times the channels, where 16 bytes can be copied only so.
+struct Convolution {
+  ai3_args args;
+  ai3::GemmShape shape;
+  ai3::FewChoice few;
+
+  explicit Convolution(const ai3_args* a) : args(*a), shape(of(args)), few(ai3::choose_few(shape)) {
+    const int64_t taps = args.kernel_w, channels = shape.channels, bytes = ai3::gemm_element_bytes(a);
+    const bool side_by_side = taps > 1 && args.stride_w == taps && args.dilation_w == 1 && args.groups == 1 &&
+                              args.pad_left == 0 && args.pad_right == 0 && args.input.size[3] % taps == 0 &&
+                              shape.in_pixel == channels;
+    constexpr int64_t kMost = 4096;  // channels of one
+    if (few.fits || !side_by_side || a->dtype == AI3_FLOAT64 || channels * bytes % 16 == 0 ||
+        channels * taps * bytes % 16 != 0 || channels * taps > kMost)
+      return;
+    args.input.size[1] *= taps, args.input.stride[3] *= taps, args.input.size[3] /= taps;
+    args.weight.size[1] *= taps;
+    args.kernel_w = args.stride_w = 1;
+    shape = of(args);
+    shape.joined = taps;
+  }
+  Convolution(const Convolution&) = delete;
+  Convolution& operator=(const Convolution&) = delete;
+
+ private:
+  static ai3::GemmShape of(const ai3_args& a) {
+    const bool has_window = a.kernel_h * a.kernel_w > 1 || a.stride_h * a.stride_w > 1 || a.pad_top || a.pad_left ||
+                            a.pad_bottom || a.pad_right;
+    return {.args = &a,
+            .rows = a.output.size[0] * a.output.size[2] * a.output.size[3],
+            .columns = a.weight.size[0] / a.groups,
+            .channels = a.weight.size[1],
+            .kernel_h = a.kernel_h,
+            .kernel_w = a.kernel_w,
+            .groups = a.groups,
+            .in_pixel = a.input.stride[3],
+            .out_pixel = a.output.stride[3],
+            .has_window = has_window};
+  }
+};
 
 double cost(const ai3_args* a) {
-  const ai3::GemmShape s = shape(a);
-  const ai3::FewChoice few = ai3::choose_few(s);
-  return few.fits ? ai3::few_cost(s, few) : ai3::gemm_cost(s);
+  const Convolution c(a);
+  return c.few.fits ? ai3::few_cost(c.shape, c.few) : ai3::gemm_cost(c.shape);
 }
 
 size_t packed_bytes(const ai3_args* a) {
-  const ai3::GemmShape s = shape(a);
-  const ai3::FewChoice few = ai3::choose_few(s);
-  return few.fits ? ai3::few_packed_bytes(s, few) : ai3::gemm_packed_bytes(s);
+  const Convolution c(a);
+  return c.few.fits ? ai3::few_packed_bytes(c.shape, c.few) : ai3::gemm_packed_bytes(c.shape);
 }
 
 void pack(const ai3_args* a, void* dst) {
-  const ai3::GemmShape s = shape(a);
-  const ai3::FewChoice few = ai3::choose_few(s);
-  few.fits ? ai3::pack_few(s, few, dst) : ai3::gemm_pack(s, dst);
+  const Convolution c(a);
+  c.few.fits ? ai3::pack_few(c.shape, c.few, dst) : ai3::gemm_pack(c.shape, dst);
 }
 
 int64_t pack_variant(const ai3_args* a) {
-  return ai3::gemm_pack_variant(a) | ai3::few_variant(ai3::choose_few(shape(a))) << 1;
+  const Convolution c(a);
+  return ai3::gemm_pack_variant(a) | int64_t(c.shape.joined > 1) << 1 | ai3::few_variant(c.few) << 2;
 }
 
 int32_t pools(const ai3_args* a) {
   if (a->has_residual || a->activation > AI3_RELU6 || a->has_prologue) return 0;
   ai3_args apart = *a;
   apart.pools = 0;
-  const ai3::GemmShape s = shape(a), alone = shape(&apart);
+  const Convolution c(a), alone(&apart);
+  const ai3::GemmShape& s = c.shape;
   const int64_t bytes = ai3::gemm_element_bytes(a);
-  if (ai3::choose_few(s).fits || s.channels * bytes % 16 != 0 || !ai3::is_aligned(a->input.data)) return 0;
+  if (c.few.fits || s.channels * bytes % 16 != 0 || !ai3::is_aligned(a->input.data)) return 0;
   const ai3::GemmChoice choice = ai3::choose_gemm(s);
   // A pooling behind starts, reads all pixels and writes a quarter of them.
   constexpr double kStart = 2000, kBytesANanosecond = 2700;
   const double pooling = kStart + 1.25 * double(s.rows * s.columns * s.groups * bytes) / kBytesANanosecond;
-  return choice.tile != nullptr && choice.time < ai3::choose_gemm(alone).time + pooling;
+  return choice.tile != nullptr && choice.time < ai3::choose_gemm(alone.shape).time + pooling;
 }
 
 void run(const ai3_args* a) {
-  const ai3::GemmShape s = shape(a);
-  const ai3::FewChoice few = ai3::choose_few(s);
-  few.fits ? ai3::run_few(s, few) : ai3::run_gemm(s);
+  const Convolution c(a);
+  c.few.fits ? ai3::run_few(c.shape, c.few) : ai3::run_gemm(c.shape);
 }
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
@@ -108,7 +133,8 @@ extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
 // For tests, as run(): by one of the tiles that may compute the shape, whatever the model of their time says, and with
 // the depth in so many shares. Null where there is none, else the tile's name.
 extern "C" AI3_EXPORT const char* ai3_run_tile(const ai3_args* a, int32_t tile, int32_t splits) {
-  const ai3::GemmShape s = shape(a);
+  const Convolution c(a);
+  const ai3::GemmShape& s = c.shape;
   const ai3::GemmTiles tiles = ai3::gemm_tiles(s);
   if (tile >= tiles.count || splits > ai3::gemm_blocks(s)) return nullptr;
   const ai3::GemmChoice choice = ai3::gemm_choice(s, tiles.first[tile], splits, 1);

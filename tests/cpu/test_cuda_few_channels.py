@@ -1,4 +1,4 @@
-"""The first layer's CUDA kernels on the CPU (tests/emulation): an image by rows and by pixels, against float64.
+"""The first layer's CUDA kernels on the CPU (tests/emulation): an image by rows, pixels and patches, against float64.
 
 Bounds as in test_cuda_emulated.py, whose cases these kernels compute too.
 """
@@ -16,12 +16,13 @@ from ai3_compile.ops import activations
 from ai3_compile.testing import calls, harness, references
 from ai3_compile.testing.cases import NONE, Conv
 from tests import emulation
-from tests.gpu_cases import IMAGES
+from tests.gpu_cases import IMAGES, PATCHES
 
 pytestmark = pytest.mark.skipif(emulation.unavailable() is not None, reason=str(emulation.unavailable()))
 
 ALGORITHM = registry.find("conv2d", "implicit gemm@cuda")
 BOUNDS = {torch.float16: 6e-4, torch.bfloat16: 5e-3, torch.float32: 2e-3}  # of float32 in TF32
+MATHS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "tf32"}
 DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 # By pixels: what a row has is no whole part, an output pixel begins within a word, or the taps are apart.
 BY_PIXELS = (
@@ -47,17 +48,21 @@ def computed(table: emulation.Emulated, call: calls.Call) -> torch.Tensor:
 def launched(table: emulation.Emulated, call: calls.Call) -> set[str]:
     before = table.launches()
     computed(table, call)
-    return {name.rpartition("_")[0] for name, count in table.launches().items() if count != before.get(name, 0)}
+    return {name for name, count in table.launches().items() if count != before.get(name, 0)}
 
 
 @DTYPES
 def test_which_kernel_computes_an_image(dtype, table):
-    for case in IMAGES:
-        assert launched(table, made(case, dtype)) == {"few_pack", "few_rows"}, case.id
-    for case in BY_PIXELS:
-        by_rows = dtype == torch.float32 and case.id == "image-of-odd-steps"  # each element is a word
-        expected = "few_rows" if by_rows else "few_pixels"
-        assert launched(table, made(case, dtype)) == {"few_pack", expected}, case.id
+    words = dtype == torch.float32  # each element is one
+    for case in (*IMAGES, *BY_PIXELS):
+        by_rows = case in IMAGES or (words and case.id == "image-of-odd-steps")
+        kernel = f"few_{'rows' if by_rows else 'pixels'}_{MATHS[dtype]}"
+        assert launched(table, made(case, dtype)) == {f"few_pack_{'tf32' if words else 'float16'}", kernel}, case.id
+    for case in PATCHES:
+        packs = f"gemm_pack_{'tf32' if words else 'float16'}"
+        assert launched(table, made(case, dtype)) == {packs, f"gemm_{MATHS[dtype]}_64x64"}, case.id
+        odd = dataclasses.replace(case, size=(case.size[0], case.size[1] + 1))
+        assert launched(table, made(odd, dtype)) == {packs, f"gemm_{MATHS[dtype]}_64x64_gather"}, case.id
 
 
 @DTYPES

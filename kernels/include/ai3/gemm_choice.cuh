@@ -16,6 +16,8 @@ struct GemmShape {
   const ai3_args* args;
   int64_t rows, columns, channels, kernel_h, kernel_w, groups, in_pixel, out_pixel;
   bool has_window;  // else the rows are the input's pixels
+  int64_t joined =
+      1;  // taps of a row of the window in memory's order, which are one of as many times the channels here
 };
 
 inline int64_t gemm_element_bytes(const ai3_args* a) {

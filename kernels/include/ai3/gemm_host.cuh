@@ -27,7 +27,8 @@ inline void gemm_pack(const GemmShape& s, void* dst) {
                          int(gemm_packed_columns(s)),
                          int(gemm_blocks(s)),
                          gemm_one_tap(s),
-                         int(gemm_tap_blocks(s))};
+                         int(gemm_tap_blocks(s)),
+                         int(s.joined)};
   const char* name = gemm_element_bytes(s.args) == 2 ? "gemm_pack_float16"
                      : gemm_is_strict(s.args)        ? "gemm_pack_float32"
                                                      : "gemm_pack_tf32";

@@ -34,7 +34,9 @@ __device__ __forceinline__ void pack_gemm(const GemmPackParams& p) {
       tap = depth / p.channels, channel = depth - tap * p.channels;
     }
     if (tap >= p.kernel_h * p.kernel_w || channel >= p.channels || output >= p.columns) continue;
-    const int64_t at = ((int64_t(group) * p.columns + output) * p.channels + channel) * p.kernel_h * p.kernel_w + tap;
+    const int channels = p.channels / p.joined;
+    const int64_t of = (int64_t(group) * p.columns + output) * channels + channel % channels;
+    const int64_t at = (of * p.kernel_h * p.kernel_w + tap) * p.joined + channel / channels;
     if constexpr (kBytes == 2) {
       words[e / 2] |= uint32_t(static_cast<const unsigned short*>(p.weight)[at]) << (e % 2 * 16);
     } else {

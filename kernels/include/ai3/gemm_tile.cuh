@@ -48,6 +48,7 @@ struct GemmPackParams {
   void* packed;
   int64_t total;  // 16-byte parts of one part of the split
   int32_t columns, channels, kernel_h, kernel_w, packed_columns, blocks, one_tap, tap_blocks;
+  int32_t joined;  // taps of a row of the window whose channels are a tap's
 };
 
 constexpr int kMostSplits = 8;      // shares of the depth: blocks of a cluster
