@@ -69,7 +69,8 @@ def describe(given: argparse.Namespace) -> dict[str, object]:
         },
         "relative error": "max|y - reference| / max|reference| on another image than what was compiled and captured "
         "with, the reference being eager in float64",
-        "milliseconds": "median over rounds of the time a call, of calls behind one another that take 10 ms or more",
+        "milliseconds": "median over rounds of the time a call, of calls that take 10 ms or more, behind one another "
+        "and behind one that is not counted",
     }
 
 
