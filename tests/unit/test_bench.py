@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import __main__ as main
-from bench import aithree, as_intel, conv2d, machine, models, overhead, peak, peers, plot, scaling, timing
+from bench import aithree, as_intel, conv2d, gpu, machine, models, overhead, peak, peers, plot, scaling, timing
 from bench.table import Table, number
 
 
@@ -42,6 +42,19 @@ def test_a_long_call_is_timed_once_a_turn_and_sides_take_turns(clock):
     found = timing.medians({"long": side("long", 0.2), "short": side("short", 0.01)}, rounds=1)
     assert order == ["long", "short", "long", "long", *["short"] * 4]
     assert found == {"long": pytest.approx(0.2), "short": pytest.approx(0.01)}
+
+
+def test_one_disturbed_timing_leaves_as_many_calls_on_a_gpu(monkeypatch):
+    """A call of a millisecond, whose second timing has something beside it."""
+    counted: list[int] = []
+
+    def timed(side: timing.Side, count: int) -> float:
+        counted.append(count)
+        return 9e-3 if len(counted) == 2 else 1e-3
+
+    monkeypatch.setattr(gpu, "_timed", timed)
+    assert gpu.medians({"side": lambda: None}, 3) == {"side": 1e-3}
+    assert set(counted[4:]) == {10}  # which take ten milliseconds
 
 
 def test_geometric_mean():
