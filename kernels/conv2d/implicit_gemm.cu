@@ -3,8 +3,7 @@
 #ifdef __CUDACC__
 
 #include <ai3/gemm_conv_kernels.cuh>
-#include <ai3/gemm_few_pixels.cuh>
-#include <ai3/gemm_few_rows.cuh>
+#include <ai3/gemm_few_kernels.cuh>
 #include <ai3/gemm_kernels.cuh>
 
 #else
@@ -42,9 +41,8 @@ struct Convolution {
     const bool side_by_side = taps > 1 && args.stride_w == taps && args.dilation_w == 1 && args.groups == 1 &&
                               args.pad_left == 0 && args.pad_right == 0 && args.input.size[3] % taps == 0 &&
                               shape.in_pixel == channels;
-    constexpr int64_t kMost = 4096;  // channels of one
     if (few.fits || !side_by_side || a->dtype == AI3_FLOAT64 || channels * bytes % 16 == 0 ||
-        channels * taps * bytes % 16 != 0 || channels * taps > kMost)
+        channels * taps * bytes % 16 != 0)
       return;
     args.input.size[1] *= taps, args.input.stride[3] *= taps, args.input.size[3] /= taps;
     args.weight.size[1] *= taps;

@@ -37,9 +37,6 @@ struct FewPackParams {
 
 namespace ai3 {
 
-__device__ __forceinline__ unsigned short few_rounded(unsigned short bits) { return bits; }
-__device__ __forceinline__ uint32_t few_rounded(uint32_t bits) { return rounded_tf32(bits); }
-
 // Where a tile is: its image, and its first pixel of the output.
 struct FewTile {
   int image, y, x;
@@ -174,13 +171,6 @@ __device__ __forceinline__ void pack_few(const FewPackParams& p) {
   }
   static_cast<uint4*>(p.packed)[index] = {words[0], words[1], words[2], words[3]};
 }
-
-#if AI3_HAS_PART(AI3_PART_FLOAT16) || AI3_HAS_PART(AI3_PART_BFLOAT16)
-AI3_KERNEL(256, few_pack_float16, ai3::FewPackParams) { ai3::pack_few<unsigned short>(p); }
-#endif
-#if AI3_HAS_PART(AI3_PART_TF32)
-AI3_KERNEL(256, few_pack_tf32, ai3::FewPackParams) { ai3::pack_few<uint32_t>(p); }
-#endif
 
 }  // namespace ai3
 

@@ -11,6 +11,9 @@ namespace ai3 {
 // Pixels that a thread reads before it writes them: of the next tile, and of the rest of this one.
 constexpr int kFewAhead = 2, kFewAtOnce = 4;
 
+__device__ __forceinline__ unsigned short few_rounded(unsigned short bits) { return bits; }
+__device__ __forceinline__ uint32_t few_rounded(uint32_t bits) { return rounded_tf32(bits); }
+
 // A pixel in shared memory.
 template <typename T>
 struct alignas(4 * sizeof(T)) FewPixel {
@@ -121,21 +124,6 @@ __device__ __forceinline__ void few_by_pixels(const FewParams& few) {
     sums.store(at, patch);
   }
 }
-
-#define AI3_FEW(name, math, blocks)                                                \
-  AI3_KERNEL_BLOCKS(ai3::kFewThreads, blocks, few_pixels_##name, ai3::FewParams) { \
-    ai3::few_by_pixels<ai3::Math::math>(p);                                        \
-  }
-#if AI3_HAS_PART(AI3_PART_FLOAT16)
-AI3_FEW(float16, kFloat16, 4)
-#endif
-#if AI3_HAS_PART(AI3_PART_BFLOAT16)
-AI3_FEW(bfloat16, kBFloat16, 4)
-#endif
-#if AI3_HAS_PART(AI3_PART_TF32)
-AI3_FEW(tf32, kTf32, 3)
-#endif
-#undef AI3_FEW
 
 }  // namespace ai3
 

@@ -1,8 +1,5 @@
-// The convolution of few channels (gemm_few.cuh) whose part of the image lies in shared memory as it does in memory,
-// two of them, so that the next comes by asynchronous copies while one is computed. A row of the window is one run of
-// elements, the channels of a tap behind those of the one before; it begins behind `lead` elements that the first
-// 16-byte part of a row has before a tile's first, of which the depth has the last where a word would else begin
-// within.
+// The convolution of few channels (gemm_few.cuh) whose parts of the image lie in shared memory as they do in memory,
+// two at once, the next one's copies under way. A row of the window is one run of elements.
 #pragma once
 
 #include <ai3/gemm_few.cuh>
@@ -111,19 +108,6 @@ __device__ __forceinline__ void few_by_rows(const FewParams& few) {
     at = next;
   }
 }
-
-#define AI3_FEW(name, math, blocks) \
-  AI3_KERNEL_BLOCKS(ai3::kFewThreads, blocks, few_rows_##name, ai3::FewParams) { ai3::few_by_rows<ai3::Math::math>(p); }
-#if AI3_HAS_PART(AI3_PART_FLOAT16)
-AI3_FEW(float16, kFloat16, 4)
-#endif
-#if AI3_HAS_PART(AI3_PART_BFLOAT16)
-AI3_FEW(bfloat16, kBFloat16, 4)
-#endif
-#if AI3_HAS_PART(AI3_PART_TF32)
-AI3_FEW(tf32, kTf32, 4)
-#endif
-#undef AI3_FEW
 
 }  // namespace ai3
 
