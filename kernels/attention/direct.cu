@@ -1,66 +1,35 @@
-// Attention of few queries and keys on tensor cores, as of the windows of a Swin: a block of threads a head, a warp 16
-// of its queries, whose scores and their softmax stay in registers.
-// Source: Dao et al., "FlashAttention" (2022), whose blocks of keys are one here; mma.m16n8k16 by the PTX ISA.
-#include <ai3/window.cuh>
+// Attention on tensor cores, a warp for 16 queries of a head, whose scores and their softmax stay in registers: of
+// float32 in TF32 (attention_tf32.cuh), and of halves with at most 64 queries and keys, as in the windows of a Swin.
+// Source: attention.cuh, of whose blocks of keys halves have one; mma.m16n8k16 by the PTX ISA.
+#include <ai3/attention_tf32.cuh>
 
 #ifdef __CUDACC__
 #include <ai3/gemm_parts.cuh>
-#include <ai3/mma.cuh>
-#endif
 
 namespace {
 
-constexpr int kThreads = 128, kMost = 64;  // queries, keys and features
-constexpr int kLeading = 6;                // dimensions before the last two
-
-struct Matrices {
-  const void* data;
-  int64_t stride[kLeading], row;  // elements between neighbours in each leading dimension, and between rows
-};
-
-struct Params {
-  Matrices query, key, value, bias, mask, output;
-  int64_t size[kLeading];  // the leading dimensions, the last ones first
-  float scale;
-  int32_t queries, keys, depth, width;  // depth: features of a query and of a key; width: of a value
-  int32_t is_causal, masked_is_zero;
-  int32_t whole, pairs;  // whether 16 bytes of what is read, and 4 of what is written, can be accessed at once
-};
-
-}  // namespace
-
-#ifdef __CUDACC__
-
-namespace {
-
-template <typename T>
-__device__ __forceinline__ const T* of_head(const Params& p, const Matrices& m) {
-  int64_t left = blockIdx.x, at = 0;
-#pragma unroll
-  for (int d = 0; d < kLeading; ++d) {
-    at += left % p.size[d] * m.stride[d];
-    left /= p.size[d];
-  }
-  return static_cast<const T*>(m.data) + at;
-}
+using Params = ai3::AttentionParams;
+constexpr int kThreads = ai3::kAttentionThreads, kMost = ai3::kAttentionKeys;
 
 // Rows of a head in shared memory, kPitch elements apart, with zeros around.
 template <typename T, int Features>
-__device__ __forceinline__ void stage(const Params& p, const Matrices& m, T* to, int rows, int features) {
+__device__ __forceinline__ void stage(const Params& p, const ai3::AttentionHead& head, ai3::AttentionMatrix m, T* to,
+                                      int rows, int features) {
   constexpr int kPitch = Features + 8, kParts = Features / 8;
-  const T* from = of_head<T>(p, m);
+  const T* from = head.begin<T>(m);
+  const int64_t pitch = p.matrices[m].row;
   if (p.whole) {
     for (int i = threadIdx.x; i < kMost * kParts; i += kThreads) {
       const int row = i / kParts, part = i % kParts * 8;
       const bool is_inside = row < rows && part < features;
-      const uint4 words = is_inside ? *reinterpret_cast<const uint4*>(from + row * m.row + part) : uint4{0, 0, 0, 0};
+      const uint4 words = is_inside ? *reinterpret_cast<const uint4*>(from + row * pitch + part) : uint4{0, 0, 0, 0};
       *reinterpret_cast<uint4*>(to + row * kPitch + part) = words;
     }
     return;
   }
   for (int i = threadIdx.x; i < kMost * Features; i += kThreads) {
     const int row = i / Features, feature = i % Features;
-    to[row * kPitch + feature] = row < rows && feature < features ? from[row * m.row + feature] : T{0};
+    to[row * kPitch + feature] = row < rows && feature < features ? from[row * pitch + feature] : T{0};
   }
 }
 
@@ -68,12 +37,12 @@ template <ai3::Math M, int Features>
 __device__ __forceinline__ void attend(const Params& p) {
   using T = typename ai3::ElementOf<M>::type;
   constexpr int kPitch = Features + 8, kKeyTiles = kMost / 8, kTiles = Features / 8;
-  constexpr float kLog2E = 1.44269504f;
-  const float kInfinity = __uint_as_float(0x7f800000u);
   __shared__ __align__(16) T queries[kMost * kPitch], keys[kMost * kPitch], values[kMost * kPitch];
-  stage<T, Features>(p, p.query, queries, p.queries, p.depth);
-  stage<T, Features>(p, p.key, keys, p.keys, p.depth);
-  stage<T, Features>(p, p.value, values, p.keys, p.width);
+  __shared__ int64_t offsets[ai3::kAttentionMatrices];
+  const ai3::AttentionHead head(p, blockIdx.x, offsets);
+  stage<T, Features>(p, head, ai3::kQuery, queries, p.queries, p.depth);
+  stage<T, Features>(p, head, ai3::kKey, keys, p.keys, p.depth);
+  stage<T, Features>(p, head, ai3::kValue, values, p.keys, p.width);
   __syncthreads();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = warp * 16;
@@ -92,47 +61,9 @@ __device__ __forceinline__ void attend(const Params& p) {
     }
   }
 
-  const T* terms[2] = {p.bias.data == nullptr ? nullptr : of_head<T>(p, p.bias),
-                       p.mask.data == nullptr ? nullptr : of_head<T>(p, p.mask)};
-  const int64_t rows[2] = {p.bias.row, p.mask.row};
-  float inverse[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int query = first + lane / 4 + half * 8;
-    float most = -kInfinity, sum = 0;
-#pragma unroll
-    for (int j = 0; j < kKeyTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int key = j * 8 + lane % 4 * 2 + e;
-        float& score = scores[j][half * 2 + e];
-        score *= p.scale;
-        const bool is_seen = query < p.queries && key < p.keys && !(p.is_causal && key > query);
-#pragma unroll
-        for (int t = 0; t < 2; ++t) {
-          if (terms[t] != nullptr && is_seen) score += ai3::widen(terms[t][query * rows[t] + key]);
-        }
-        score = is_seen ? score : -kInfinity;
-        most = fmaxf(most, score);
-      }
-    }
-    most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
-    // A row that sees no key is zeros, or what infinity less infinity is.
-    const float least = most == -kInfinity && p.masked_is_zero ? 0 : most;
-#pragma unroll
-    for (int j = 0; j < kKeyTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float& score = scores[j][half * 2 + e];
-        score = exp2f((score - least) * kLog2E);
-        sum += score;
-      }
-    }
-    sum += __shfl_xor_sync(0xffffffff, sum, 1);
-    sum += __shfl_xor_sync(0xffffffff, sum, 2);
-    inverse[half] = sum == 0 ? 0 : 1 / sum;
-  }
+  ai3::AttentionSoftmax<T> softmax(p, head);
+  float earlier[2];
+  softmax.weigh(scores, first, 0, earlier);
 
   float out[kTiles][4] = {};
 #pragma unroll
@@ -150,7 +81,8 @@ __device__ __forceinline__ void attend(const Params& p) {
     }
   }
 
-  T* to = const_cast<T*>(of_head<T>(p, p.output));
+  const float inverse[2] = {softmax.inverse(0), softmax.inverse(1)};
+  T* to = const_cast<T*>(head.begin<T>(ai3::kOutput));
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int query = first + lane / 4 + half * 8;
@@ -159,8 +91,8 @@ __device__ __forceinline__ void attend(const Params& p) {
       const int column = j * 8 + lane % 4 * 2;
       if (query >= p.queries || column >= p.width) continue;
       const uint32_t pair = ai3::narrow_pair<T>(out[j][half * 2] * inverse[half], out[j][half * 2 + 1] * inverse[half]);
-      T* at = to + query * p.output.row + column;
-      if (p.pairs) {
+      T* at = to + query * p.matrices[ai3::kOutput].row + column;
+      if (p.parts) {
         *reinterpret_cast<uint32_t*>(at) = pair;
       } else {
         at[0] = T{static_cast<unsigned short>(pair & 0xffff)};
@@ -176,25 +108,35 @@ AI3_KERNEL(kThreads, attend_32_f16, Params) { attend<ai3::Math::kFloat16, 32>(p)
 AI3_KERNEL(kThreads, attend_64_f16, Params) { attend<ai3::Math::kFloat16, 64>(p); }
 AI3_KERNEL(kThreads, attend_32_bf16, Params) { attend<ai3::Math::kBFloat16, 32>(p); }
 AI3_KERNEL(kThreads, attend_64_bf16, Params) { attend<ai3::Math::kBFloat16, 64>(p); }
+AI3_KERNEL_BLOCKS(kThreads, 3, attend_32_tf32, Params) { ai3::attend_tf32<32>(p); }
+AI3_KERNEL_BLOCKS(kThreads, 3, attend_64_tf32, Params) { ai3::attend_tf32<64>(p); }
 
 #else
 
 namespace {
 
-static_assert(kLeading == AI3_MAX_DIMS - 2);
+using ai3::AttentionMatrices, ai3::AttentionParams, ai3::kAttentionKeys, ai3::kAttentionLeading, ai3::kAttentionQueries;
+
+static_assert(kAttentionLeading == AI3_MAX_DIMS - 2);
+constexpr int kFeatures = 64;
 
 const char* supports(const ai3_args* a) {
-  if (a->dtype != AI3_FLOAT16 && a->dtype != AI3_BFLOAT16) return "needs float16 or bfloat16";
+  const bool is_float = a->dtype == AI3_FLOAT32;
+  if (is_float ? !a->allow_tf32 : a->dtype != AI3_FLOAT16 && a->dtype != AI3_BFLOAT16) {
+    return "needs float16, bfloat16, or float32 whose products may be rounded to TF32";
+  }
   const int last = a->output.ndim - 1;
   const int64_t keys = a->key.size[last - 1], depth = a->input.size[last];
   if (keys == 0 || depth == 0) return "needs at least one key of one feature";
-  if (a->output.size[last - 1] > kMost || keys > kMost) return "has more than 64 queries or keys";
-  if (depth > kMost || a->output.size[last] > kMost) return "has more than 64 features";
+  if (depth > kFeatures || a->output.size[last] > kFeatures) return "has more than 64 features";
+  if (!is_float && (a->output.size[last - 1] > kAttentionQueries || keys > kAttentionKeys)) {
+    return "has more than 64 queries or keys of halves";
+  }
   return nullptr;
 }
 
-Matrices matrices(const ai3_tensor& t) {
-  Matrices m{t.data, {}, 0};
+AttentionMatrices matrices(const ai3_tensor& t) {
+  AttentionMatrices m{t.data, {}, 0};
   if (t.ndim == 0) return m;
   m.row = t.stride[t.ndim - 2];
   for (int d = 0; d < t.ndim - 2; ++d) m.stride[d] = t.stride[t.ndim - 3 - d];
@@ -203,37 +145,39 @@ Matrices matrices(const ai3_tensor& t) {
 
 void run(const ai3_args* a) {
   const int last = a->output.ndim - 1;
-  Params p{matrices(a->input),
-           matrices(a->key),
-           matrices(a->value),
-           matrices(a->score_bias),
-           matrices(a->score_mask),
-           matrices(a->output),
-           {},
-           float(a->scale)};
+  AttentionParams p{{matrices(a->input), matrices(a->key), matrices(a->value), matrices(a->score_bias),
+                     matrices(a->score_mask), matrices(a->output)},
+                    {},
+                    float(a->scale)};
   int64_t heads = 1;
-  for (int d = 0; d < kLeading; ++d) {
-    p.size[d] = d < last - 1 ? a->output.size[last - 2 - d] : 1;
+  for (int d = 0; d < kAttentionLeading; ++d) {
+    p.size[d] = d < last - 1 ? int(a->output.size[last - 2 - d]) : 1;
     heads *= p.size[d];
   }
   p.queries = int(a->output.size[last - 1]), p.keys = int(a->key.size[last - 1]);
   p.depth = int(a->input.size[last]), p.width = int(a->output.size[last]);
+  p.query_tiles = (p.queries + kAttentionQueries - 1) / kAttentionQueries;
   p.is_causal = a->is_causal, p.masked_is_zero = a->masked_is_zero;
-  const auto divides = [&](const Matrices& m, int64_t elements) {
-    bool all = reinterpret_cast<uintptr_t>(m.data) % size_t(elements * 2) == 0 && m.row % elements == 0;
-    for (int d = 0; d < kLeading; ++d) all = all && (p.size[d] == 1 || m.stride[d] % elements == 0);
+  const bool is_float = a->dtype == AI3_FLOAT32;
+  const int64_t size = is_float ? 4 : 2, read = 16 / size, written = is_float ? 4 : 2;
+  const auto divides = [&](ai3::AttentionMatrix which, int64_t elements) {
+    const AttentionMatrices& m = p.matrices[which];
+    bool all = reinterpret_cast<uintptr_t>(m.data) % size_t(elements * size) == 0 && m.row % elements == 0;
+    for (int d = 0; d < kAttentionLeading; ++d) all = all && (p.size[d] == 1 || m.stride[d] % elements == 0);
     return all;
   };
-  p.whole = p.depth % 8 == 0 && p.width % 8 == 0 && divides(p.query, 8) && divides(p.key, 8) && divides(p.value, 8);
-  p.pairs = p.width % 2 == 0 && divides(p.output, 2);
+  p.whole = p.depth % read == 0 && p.width % read == 0 && divides(ai3::kQuery, read) && divides(ai3::kKey, read) &&
+            divides(ai3::kValue, read);
+  p.parts = p.width % written == 0 && divides(ai3::kOutput, written);
   const std::string features = std::max(p.depth, p.width) <= 32 ? "attend_32" : "attend_64";
-  ai3::cuda::launch(a, ai3::dtype_name(features.c_str(), a->dtype).c_str(), {heads}, kThreads, 0, p);
+  const std::string name = is_float ? features + "_tf32" : ai3::dtype_name(features.c_str(), a->dtype);
+  ai3::cuda::launch(a, name.c_str(), {heads * p.query_tiles}, ai3::kAttentionThreads, 0, p);
 }
 
 const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .operation = "attention",
                            .algorithm = "direct",
-                           .version = 1,
+                           .version = 2,
                            .flags = 0,
                            .supports = supports,
                            .run = run};
