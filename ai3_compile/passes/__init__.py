@@ -1,5 +1,5 @@
-"""The graph passes over ATen graphs, in the order they run: select, casts, fold, fuse, prologue, decompose, copies,
-layout, concat, pool, backward, plans, calls, sequence."""
+"""The graph passes over ATen graphs, in the order they run: bias, select, rows, casts, fold, fuse, prologue,
+decompose, copies, layout, concat, pool, backward, plans, calls, sequence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch.fx import Graph
 
 from . import (
     backward,
+    bias,
     calls,
     casts,
     concat,
@@ -18,6 +19,7 @@ from . import (
     plans,
     pool,
     prologue,
+    rows,
     select,
     sequence,
 )
@@ -25,7 +27,9 @@ from .context import Context
 from .left import left_to_torch
 
 PASSES = (
+    bias.run,
     select.run,
+    rows.run,
     casts.run,
     fold.run,
     fuse.run,
