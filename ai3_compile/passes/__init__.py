@@ -1,5 +1,5 @@
-"""The graph passes over ATen graphs, in the order they run: bias, select, rows, casts, fold, fuse, prologue,
-decompose, copies, layout, concat, pool, backward, plans, calls, sequence."""
+"""The graph passes over ATen graphs, in the order they run: bias, select, rows, copies, casts, fold, fuse,
+prologue, decompose, layout, concat, pool, backward, plans, calls, sequence."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PASSES = (
     bias.run,
     select.run,
     rows.run,
+    copies.run,
     casts.run,
     fold.run,
     fuse.run,
     prologue.run,
     decompose.run,
-    copies.run,
     layout.run,
     concat.run,
     pool.run,

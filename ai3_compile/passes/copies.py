@@ -55,11 +55,8 @@ def _is_idle(node: Node) -> bool:
     """Whether the copy has the layout of what it copies, and all that read it compute something of their own: a graph
     whose inputs are functional writes into neither, and no output becomes a view of an input."""
     source: Any = node.args[0]
-    return (
-        node.kwargs.get("memory_format") in (None, torch.preserve_format)
-        and node.meta["val"].stride() == source.meta["val"].stride()
-        and all(_computes(user) for user in node.users)
-    )
+    same = node.meta["val"].stride() == source.meta["val"].stride()
+    return same and all(_computes(user) for user in node.users)
 
 
 def _computes(node: Node) -> bool:
