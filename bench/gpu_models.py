@@ -18,7 +18,6 @@ import torch
 
 import ai3_compile as ai3
 from ai3_compile import zoo
-from ai3_compile.backends import gpu as settings
 
 from . import gpu, timing
 from .table import Table, number
@@ -80,9 +79,14 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for batch in given.batch or BATCHES:
             for name in given.models:
                 print(f"{name}, batch {batch}, {precision}", file=sys.stderr, flush=True)
-                with settings.precision(tf32=precision == "tf32"):
-                    yield _row(name, batch, precision, given)
+                _set_precision(precision)
+                yield _row(name, batch, precision, given)
                 _free()
+
+
+def _set_precision(precision: str) -> None:
+    """Through the older of PyTorch's two settings, which sets the newer too: Inductor's max-autotune asks for both."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _row(name: str, batch: int, precision: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -226,7 +230,8 @@ def _autotuned(
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"it had not ended after {limit:g} s") from None
     if done.returncode != 0:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["it failed"])[-1])
+        lines = done.stderr.strip().splitlines()
+        raise RuntimeError(next((line for line in reversed(lines) if "Error: " in line), "it failed"))
     return _compiled({"mode": _AUTOTUNED}, model, image)
 
 
@@ -296,11 +301,11 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def _autotune(arguments: Sequence[str]) -> None:
     name, batch, precision = arguments
-    with settings.precision(tf32=precision == "tf32"):
-        dtype = torch.float16 if precision == "fp16" else torch.float32
-        model = zoo.load_model(f"torchvision:{name}").cuda().to(dtype)
-        image = torch.randn(int(batch), *zoo.default_shape(name)[1:], device="cuda", dtype=dtype)
-        _compiled({"mode": _AUTOTUNED}, model, image)()
+    _set_precision(precision)
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    model = zoo.load_model(f"torchvision:{name}").cuda().to(dtype)
+    image = torch.randn(int(batch), *zoo.default_shape(name)[1:], device="cuda", dtype=dtype)
+    _compiled({"mode": _AUTOTUNED}, model, image)()
 
 
 if __name__ == "__main__":

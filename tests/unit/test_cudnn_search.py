@@ -29,7 +29,7 @@ for line in sys.stdin:
             print("an illegal memory access", file=sys.stderr, flush=True)
             os._exit(1)
     if name == "errs" and not skip:
-        answer(wrong="first", by=0.5)
+        answer(wrong="first", how="its result is wrong by 0.5")
     elif name == "fails" or len(skip) == 2:
         answer(failed="no plan runs")
     else:
@@ -74,7 +74,7 @@ def test_a_plan_that_ends_the_process_is_left_out_and_said(worker, tmp_path, cap
 def test_a_plan_of_wrong_results_is_left_out_and_said(worker, tmp_path, caplog):
     ((key, _),) = search(worker, "errs", tmp_path)
     assert key == "key of errs" and json.loads((tmp_path / "errs.json").read_text())["key"] == key
-    assert "the plan first is left out, as its result is wrong by 0.5" in caplog.text
+    assert "the plan first is left out: its result is wrong by 0.5" in caplog.text
 
 
 def test_plans_that_all_end_it_are_given_up(worker, tmp_path, caplog):
@@ -115,3 +115,31 @@ def test_calls_that_run_the_same_plan_share_what_is_found(monkeypatch):
     assert len(paths) == 1
     for other in (measured[:-1], [image, weight, *measured[3:]], [*measured, ["residual", *image[1:]]]):
         assert cudnn_search._path(("conv2d", other), [0, 0, 0, -1]) not in paths
+
+
+def in_tf32(tensor: torch.Tensor, rounds: bool) -> torch.Tensor:
+    bits = tensor.view(torch.int32) + (0x1000 if rounds else 0)
+    return (bits & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("depth", [3, 9, 25, 576])
+def test_what_a_plan_of_tf32_does_with_the_last_bits(depth):
+    """Few terms, as of a depthwise window, and many; numbers as the search has them."""
+    torch.manual_seed(0)
+    x, w = (torch.empty(shape).uniform_(0.1, 1) for shape in ((2000, depth), (depth, 24)))
+    right = x @ w
+    assert cudnn_search.fault(in_tf32(x, True) @ in_tf32(w, True), right, tf32=True) is None
+    assert cudnn_search.fault(x @ w, right, tf32=True) is None
+    for one, other in ((False, False), (False, True), (True, False)):
+        said = cudnn_search.fault(in_tf32(x, one) @ in_tf32(w, other), right, tf32=True)
+        assert said is not None and "cuts factors off" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.1])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_wrong_result(value, tf32):
+    right = torch.ones(100)
+    found = right.clone()
+    found[7] = value
+    assert "its result is wrong by" in (cudnn_search.fault(found, right, tf32) or "")
+    assert cudnn_search.fault(right, right, tf32) is None
