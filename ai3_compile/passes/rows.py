@@ -1,7 +1,7 @@
 """rows: a linear takes rows in the order in which they lie, and attention its matrices where they lie.
 
-permute -> clone -> view -> linear -> view            =>  view -> linear -> view -> permute
-linear -> view -> permute -> clone -> select -> attention  =>  linear -> view -> select -> permute -> attention
+permute -> clone -> view -> linear -> view                  =>   view -> linear -> view -> permute
+linear -> view -> permute -> clone -> select -> attention   =>   linear -> view -> select -> permute -> attention
 
 So nn.MultiheadAttention, which puts tokens before images and copies queries, keys and values to have them apart, copies
 nothing. What follows has the strides that come of it, up to what asks for others.
