@@ -70,7 +70,8 @@ OPTIONS: dict[str, Option] = {
             "bool",
             True,
             (True, False),
-            "in inference, fold batch norms into convolutions and run residual additions and relu inside them",
+            "in inference, fold batch norms into convolutions, run additions, activations and poolings inside "
+            "operations, and leave out the copies that linears and attention can do without",
         ),
         Option(
             MAX_WORKSPACE,

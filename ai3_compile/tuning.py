@@ -38,6 +38,9 @@ _WARM_UP, _ROUNDS = 2, 7
 _METHOD = 2
 # An algorithm this many times slower than the best so far is not measured further.
 _HOPELESS = 8.0
+# What computes convolutions of float32 without rounding factors, whatever the settings say.
+_EXACT = "direct@cuda"
+_Call = tuple[Callable[[], Any], list[torch.Tensor]]
 _IMAGES = ("conv2d", "maxpool2d", "avgpool2d", "adaptiveavgpool2d")
 _known: dict[str, Mapping[str, float]] = {}
 _lock = threading.Lock()
@@ -72,7 +75,8 @@ def folder() -> Path:
 
 def _key(spec: OpSpec, candidates: list[Algorithm], use: Use) -> str:
     shapes = (spec.operation, spec.input_shape, spec.output_shape, spec.dtype, spec.device, spec.attributes, use)
-    own = (gpu.identity(), _METHOD) if spec.device == "cuda" else (builder.cpu_isa(), torch.get_num_threads())
+    asked = [gpu.CUT] if spec.allow_tf32 and spec.operation == "conv2d" else []
+    own = (gpu.identity(), _METHOD, *asked) if spec.device == "cuda" else (builder.cpu_isa(), torch.get_num_threads())
     machine = (own, torch.__version__, __version__)
     algorithms = [(a.qualified, registry.content_digest(a)) for a in candidates]
     return hashlib.sha256(repr((shapes, machine, algorithms)).encode()).hexdigest()[:32]
@@ -145,7 +149,7 @@ def _measure(spec: OpSpec, candidates: list[Algorithm], use: Use) -> Mapping[str
 
 def _on_gpu(spec: OpSpec, candidates: list[Algorithm], use: Use) -> Mapping[str, float]:
     """As in a network: what was computed last is in the L2 cache, the weights, which all others came after, are not."""
-    made = {a.qualified: _call(spec, a, use) for a in candidates}
+    made = _rounding(spec, {a.qualified: _call(spec, a, use) for a in candidates})
     evict = gpu_timing.evict(torch.cuda.current_device())
 
     def before(computed: list[torch.Tensor]) -> None:
@@ -157,7 +161,27 @@ def _on_gpu(spec: OpSpec, candidates: list[Algorithm], use: Use) -> Mapping[str,
     return gpu_timing.seconds({name: call for name, (call, _) in made.items()}, before=ahead)
 
 
-def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> tuple[Callable[[], Any], list[torch.Tensor]]:
+def _rounding(spec: OpSpec, made: dict[str, _Call]) -> dict[str, _Call]:
+    """Without convolutions that cut the last bits of TF32's factors off: the error adds up from layer to layer."""
+    if not spec.allow_tf32 or spec.operation != "conv2d" or _EXACT not in made:
+        return made
+    kept = {}
+    with torch.inference_mode():
+        right = made[_EXACT][0]()
+        for name, call in made.items():
+            try:
+                off = gpu.too_large_by(call[0](), right)
+            except RuntimeError:  # it is said where it is timed
+                off = 0.0
+            if abs(off) > gpu.CUT:
+                how = "cuts factors off where TF32 rounds them, and its result is too large by"
+                log.warning("%s is left out of what is measured for %s: it %s %g as a whole", name, spec, how, off)
+            else:
+                kept[name] = call
+    return kept
+
+
+def _call(spec: OpSpec, algorithm: Algorithm, use: Use) -> _Call:
     """What runs the algorithm, and of its operands those that in a network the operations before have computed."""
     operation, attributes = OPERATIONS[spec.operation], dict(spec.attributes)
     generator = torch.Generator(spec.device).manual_seed(0)

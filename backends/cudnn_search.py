@@ -23,7 +23,7 @@ from typing import IO, Any
 import torch
 from filelock import FileLock
 
-from . import cache
+from . import cache, gpu
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,6 @@ _MOST_LEFT_OUT = 8
 # Largest difference of a plan's result from direct's, of the largest: sums of positive numbers, which cancel nothing.
 _BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-10}
 _TF32 = 4e-3
-# Largest error of their mean, of it, where factors are rounded to TF32: to cut them off makes it 3.4e-4 a factor.
-_CUT = 2e-4
 # As on_gpu.Call, with every tensor described by its sizes, strides and dtype.
 Call = tuple[str, list[list[Any]]]
 _NOTHING = (["value", None], ["value", False], ["value", 0])
@@ -69,7 +67,7 @@ def _path(call: Call, settings: list[int]) -> Path:
     """The same for all devices of a kind: processes that have one each run the same plan."""
     device, *numerics = settings
     machine = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
-    asked = [_CUT] if numerics[0] else []  # of a plan, besides what is asked of all
+    asked = [gpu.CUT] if numerics[0] else []  # of a plan, besides what is asked of all
     problem = json.dumps([_FORMAT, _essential(call), *machine, numerics, *asked])
     return folder() / f"{hashlib.sha256(problem.encode()).hexdigest()[:32]}.json"
 
@@ -296,9 +294,9 @@ def fault(found: torch.Tensor, expected: torch.Tensor, tf32: bool) -> str | None
     by = ((found - expected).abs().max() / expected.abs().max()).item()
     if not by <= limit:  # NaN where either holds one
         return f"its result is wrong by {by:g}"
-    mean = ((found.mean() - expected.mean()) / expected.mean()).item()
-    if tf32 and abs(mean) > _CUT:
-        return f"it cuts factors off where TF32 rounds them, which makes its result wrong by {mean:g} in the mean"
+    off = gpu.too_large_by(found, expected)
+    if tf32 and abs(off) > gpu.CUT:
+        return f"it cuts factors off where TF32 rounds them, and its result is too large by {off:g} as a whole"
     return None
 
 

@@ -69,6 +69,16 @@ def numerics() -> tuple[bool, bool, bool]:
     return convolutions.fp32_precision == _TF32, products.fp32_precision == _TF32, is_deterministic()
 
 
+# Above this a result is not of factors rounded to TF32: to cut the last bits of one off makes it too small by 3.4e-4.
+CUT = 2e-4
+
+
+def too_large_by(found: torch.Tensor, right: torch.Tensor) -> float:
+    """How much larger or, below 0, smaller a result is as a whole than what is right, of that."""
+    found, right = found.double(), right.double()
+    return ((found * right).sum() / right.square().sum() - 1).item()
+
+
 @contextlib.contextmanager
 def precision(tf32: bool) -> Iterator[None]:
     """Until it ends, products of float32 are rounded to TF32, or none of them are."""

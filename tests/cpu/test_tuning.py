@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,3 +125,34 @@ def test_weights_are_packed_once_while_measuring():
     made = library.ai3_core_packs_made()
     ai3.compare("conv2d", [((1, 4, 8, 8), (6, 4, 3, 3))], rounds=5)
     assert library.ai3_core_packs_made() - made <= 2 * len(registry.for_device("conv2d", "cpu"))
+
+
+def test_convolutions_that_cut_tf32s_factors_off_are_not_measured(caplog):
+    """What the sums of a depthwise window are as TF32 makes them of random numbers of either sign, with a ReLU."""
+    torch.manual_seed(0)
+    x, w = torch.randn(3000, 16, 9), torch.randn(16, 9)
+
+    def in_tf32(t: torch.Tensor, rounds: bool) -> torch.Tensor:
+        return ((t.view(torch.int32) + (0x1000 if rounds else 0)) & ~0x1FFF).view(torch.float32)
+
+    def sums(of_x: bool, of_w: bool) -> torch.Tensor:
+        return (in_tf32(x, of_x) * in_tf32(w, of_w)).sum(-1).relu()
+
+    def fails() -> torch.Tensor:
+        raise RuntimeError("no memory")
+
+    calls = {
+        "direct@cuda": lambda: (x * w).sum(-1).relu(),
+        "rounds": lambda: sums(True, True),
+        "cuts": lambda: sums(False, False),
+        "cuts one": lambda: sums(True, False),
+        "fails": fails,
+    }
+    made = {name: (call, []) for name, call in calls.items()}
+    spec = SimpleNamespace(operation="conv2d", allow_tf32=True)
+    assert list(tuning._rounding(spec, made)) == ["direct@cuda", "rounds", "fails"]
+    assert "cuts is left out" in caplog.text and "cuts one is left out" in caplog.text
+    strict = SimpleNamespace(operation="conv2d", allow_tf32=False)
+    assert tuning._rounding(strict, made) is made
+    without = {name: call for name, call in made.items() if name != "direct@cuda"}
+    assert tuning._rounding(spec, without) is without

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import ai3
 from ai3_compile import errors
+from ai3_compile.backends import gpu
 from ai3_compile.testing.references import relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -119,3 +122,26 @@ def test_autocast_is_followed():
         ai3.swap_operation("linear", model, "default")
         found = model(x)
     assert found.dtype == expected.dtype and relative_error(found, expected) < ROUNDED
+
+
+# Channels, filters, size, kernel, stride and groups as in MobileNet v3: windows have few terms.
+WINDOWS = {
+    "3x3": (120, 120, 28, 3, 1, 120),
+    "5x5": (120, 120, 28, 5, 1, 120),
+    "5x5-stride": (72, 72, 56, 5, 2, 72),
+    "1x1": (40, 240, 28, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("selector", ["auto@cudnn", "auto"])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_what_is_chosen_by_its_time_rounds_to_tf32(window, selector):
+    """Cutting factors off would make results too small as a whole (test_tuning.py, test_cudnn_search.py)."""
+    channels, filters, size, kernel, stride, groups = WINDOWS[window]
+    conv = nn.Conv2d(channels, filters, kernel, stride, kernel // 2, groups=groups, bias=False)
+    model = nn.Sequential(conv).cuda().eval().to(memory_format=torch.channels_last)
+    x = torch.randn(10, channels, size, size, device="cuda").contiguous(memory_format=torch.channels_last)
+    right = copy.deepcopy(model).double()(x.double())
+    ai3.swap_operation("conv2d", model, selector)
+    with gpu.precision(tf32=True), torch.no_grad():
+        assert abs(gpu.too_large_by(model(x), right)) < gpu.CUT
