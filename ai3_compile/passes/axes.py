@@ -14,6 +14,7 @@ from .context import set_value
 
 aten = torch.ops.aten
 
+# They change the shape alone: what is elementwise may as well come before them.
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 COPIES = (aten.clone.default, aten.contiguous.default)
 

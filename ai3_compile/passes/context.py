@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,12 @@ from torch._guards import detect_fake_mode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from ..ops.base import hint
 from ..options import Policy
 from ..report import GraphReport
 from ..selection import System
+
+aten = torch.ops.aten
 
 
 @dataclass
@@ -68,6 +71,15 @@ def set_value(node: Node) -> None:
         node.meta["eager_input_vals"] = (args, kwargs)
 
 
+def strides_of(value: Any) -> Any:
+    """The strides that matter: those of dimensions of one element do not."""
+    if isinstance(value, (tuple, list)):
+        return [strides_of(item) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return None
+    return [stride for size, stride in zip(value.shape, value.stride()) if size != 1]
+
+
 def replace(old: Node, new: Node) -> None:
     """Puts `new`, already in the graph, in the place of `old`."""
     new.meta = {**old.meta, **new.meta, EAGER_VALUE: eager_value(old)}
@@ -96,3 +108,21 @@ def algorithm_of(node: Node) -> int:
 def only_user(node: Node) -> Node | None:
     """The one node that uses this one's value, or None where several do."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def restored(node: Node, value: torch.Tensor, user: Node, copy_of: Callable[..., Node]) -> Node:
+    """`node` with the strides of `value`, which is dense: its dimensions lie in memory by falling stride."""
+    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous():
+        return copy_of(node, torch.channels_last, user)
+    if value.is_contiguous():
+        return copy_of(node, torch.contiguous_format, user)
+    strides = value.stride()
+    order = sorted(range(value.dim()), key=lambda dim: -hint(strides[dim]))
+    back = sorted(range(value.dim()), key=order.__getitem__)
+    for permutation in (order, back):
+        with user.graph.inserting_before(user):
+            node = user.graph.call_function(aten.permute.default, (node, permutation))
+        set_value(node)
+        if permutation is order:
+            node = copy_of(node, torch.contiguous_format, user)
+    return node

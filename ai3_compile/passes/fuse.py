@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ops.activations import NUMBERS
+from .axes import VIEWS
 from .context import Context, is_ai3, only_user, replace, set_value
 
 aten = torch.ops.aten
@@ -75,8 +76,6 @@ EPILOGUES: dict[str, Callable[[Node, Node, Node], Epilogue | None]] = {
     "add": _residual,
     **{name: functools.partial(_activation, name, matches) for name, matches in MATCHES.items()},
 }
-# They change the shape alone: what is elementwise may as well come before them.
-VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 PRODUCERS = ("ai3::conv2d", "ai3::linear")
 # Where the paddings are among the arguments of ai3::conv2d.
 PADDING = range(5, 9)

@@ -7,15 +7,13 @@ operation, and at the outputs, the layout that the graph had without ai3 is rest
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from .. import registry
-from ..ops.base import hint
-from .context import Context, algorithm_of, eager_value, is_ai3, set_value
+from .context import Context, algorithm_of, eager_value, is_ai3, restored, set_value, strides_of
 
 aten = torch.ops.aten
 IMAGE_OPERATIONS = ("ai3::conv2d", "ai3::max_pool2d", "ai3::avg_pool2d", "ai3::adaptive_avg_pool2d")
@@ -52,8 +50,8 @@ def run(graph: Graph, context: Context) -> None:
     for node in list(graph.nodes):
         if node.op == "output":
             for argument in node.all_input_nodes:
-                if _strides(argument.meta.get("val")) != _strides(before.get(argument)):
-                    node.replace_input_with(argument, _restored(argument, before[argument], node, copy_of))
+                if strides_of(argument.meta.get("val")) != strides_of(before.get(argument)):
+                    node.replace_input_with(argument, restored(argument, before[argument], node, copy_of))
         if node.op != "call_function":
             continue
         if is_ai3(node, *IMAGE_OPERATIONS):
@@ -64,7 +62,7 @@ def run(graph: Graph, context: Context) -> None:
                         node.replace_input_with(argument, copy_of(argument, torch.channels_last, node))
         elif not is_ai3(node) and not _is_agnostic(node):
             for argument in node.all_input_nodes:
-                if _strides(argument.meta.get("val")) != _strides(before.get(argument)):
+                if strides_of(argument.meta.get("val")) != strides_of(before.get(argument)):
                     node.replace_input_with(argument, copy_of(argument, torch.contiguous_format, node))
         if is_ai3(node) or any(_changed(argument, before) for argument in node.all_input_nodes):
             set_value(node)
@@ -90,32 +88,5 @@ def _is_agnostic(node: Node) -> bool:
     )
 
 
-def _strides(value: Any) -> Any:
-    """The strides that matter: those of dimensions of one element do not."""
-    if isinstance(value, (tuple, list)):
-        return [_strides(item) for item in value]
-    if not isinstance(value, torch.Tensor):
-        return None
-    return [stride for size, stride in zip(value.shape, value.stride()) if size != 1]
-
-
 def _changed(node: Node, before: dict[Node, Any]) -> bool:
-    return node not in before or _strides(node.meta.get("val")) != _strides(before[node])
-
-
-def _restored(node: Node, value: torch.Tensor, user: Node, copy_of: Callable[..., Node]) -> Node:
-    """`node` with the strides of `value`, which is dense: its dimensions lie in memory by falling stride."""
-    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous():
-        return copy_of(node, torch.channels_last, user)
-    if value.is_contiguous():
-        return copy_of(node, torch.contiguous_format, user)
-    strides = value.stride()
-    order = sorted(range(value.dim()), key=lambda dim: -hint(strides[dim]))
-    back = sorted(range(value.dim()), key=order.__getitem__)
-    for permutation in (order, back):
-        with user.graph.inserting_before(user):
-            node = user.graph.call_function(aten.permute.default, (node, permutation))
-        set_value(node)
-        if permutation is order:
-            node = copy_of(node, torch.contiguous_format, user)
-    return node
+    return node not in before or strides_of(node.meta.get("val")) != strides_of(before[node])

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from ..ops import attention_graph
 from . import axes
 from .axes import Axis, Dims
-from .context import Context, is_ai3, set_value
+from .context import Context, is_ai3, restored, set_value, strides_of
 
 aten = torch.ops.aten
 _PERMUTES = (aten.permute.default, aten.transpose.int)
@@ -62,15 +62,15 @@ def _is_dense(value: torch.Tensor) -> bool:
 
 def _rows_of(node: Node) -> int | None:
     """Where the rows are among the arguments of a linear; None for what is none."""
-    if is_ai3(node, "ai3::linear") and node.kwargs.get("residual") is None and node.args[0].meta["val"].dim() == 2:  # type: ignore[union-attr]
-        return 0
+    if is_ai3(node, "ai3::linear"):
+        return 0 if node.kwargs.get("residual") is None and _rank(node.args[0]) == 2 else None
     if node.target is aten.mm.default:
         return 0
-    return 1 if node.target is aten.addmm.default and not node.kwargs and _is_vector(node.args[0]) else None
+    return 1 if node.target is aten.addmm.default and not node.kwargs and _rank(node.args[0]) == 1 else None
 
 
-def _is_vector(node: Any) -> bool:
-    return isinstance(node, Node) and node.meta["val"].dim() == 1
+def _rank(node: Any) -> int:
+    return int(node.meta["val"].dim())
 
 
 def _in_order(linear: Node, position: int, before: dict[Node, Any]) -> set[Node]:
@@ -177,14 +177,12 @@ def _follow(node: Node, before: dict[Node, Any]) -> None:
         _set_value(node, node.meta["val"], before)
         return
     for source in changed:
-        with node.graph.inserting_before(node):
-            restored = _restored(source, before[source])
-        node.replace_input_with(source, restored)
+        node.replace_input_with(source, restored(source, before[source], node, _copy_of))
 
 
 def _set_value(node: Node, had: Any, before: dict[Node, Any]) -> None:
     set_value(node)
-    if _strides(node.meta["val"]) != _strides(had):
+    if strides_of(node.meta["val"]) != strides_of(had):
         before.setdefault(node, had)
 
 
@@ -198,26 +196,8 @@ def _is_known(node: Node) -> bool:
     return target.namespace in ("aten", "prims", "ai3") and (not target.is_view or target in axes.STEPS)
 
 
-def _strides(value: Any) -> Any:
-    """Those that matter: not of dimensions of one element."""
-    if isinstance(value, (tuple, list)):
-        return [_strides(item) for item in value]
-    if not isinstance(value, torch.Tensor):
-        return None
-    return [stride for size, stride in zip(value.shape, value.stride()) if size != 1]
-
-
-def _restored(node: Node, value: torch.Tensor) -> Node:
-    """A copy with the strides of `value`, which is dense."""
-    strides = value.stride()
-    order = sorted(range(value.dim()), key=lambda d: -strides[d])
-    back = [order.index(d) for d in range(value.dim())]
-    contiguous = {"memory_format": torch.contiguous_format}
-    for target, args, kwargs in (
-        (aten.permute.default, (order,), {}),
-        (aten.clone.default, (), contiguous),
-        (aten.permute.default, (back,), {}),
-    ):
-        node = node.graph.call_function(target, (node, *args), kwargs)  # type: ignore[arg-type]
-        set_value(node)
-    return node
+def _copy_of(source: Node, memory_format: torch.memory_format, user: Node) -> Node:
+    with user.graph.inserting_before(user):
+        copy = user.graph.call_function(aten.clone.default, (source,), {"memory_format": memory_format})
+    set_value(copy)
+    return copy
