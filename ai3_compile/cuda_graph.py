@@ -1,14 +1,16 @@
 """A compiled graph as one CUDA graph of ai3's own: captured at its second call, replayed from then on.
 
 Inductor's own CUDA graphs keep track of results that live on from one graph into another, which takes a CPU as long as
-a small network takes a GPU, and copy an image by a kernel for many tensors (15 us for 3 MB on an H100). Here a call
-copies its inputs into memory of the graph's, replays, and gives copies of the results, which no later call overwrites.
+a small network takes a GPU, and copy an image by a kernel for many tensors (15 us for 3 MB on an H100). Here inputs
+that lie where an earlier call's lay are read there, by a graph captured for that place; others are copied into memory
+of the graph's. A call replays, and gives copies of the results, which no later call overwrites.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -19,6 +21,10 @@ from torch.fx import Graph
 # Bytes of results, above which copying them would cost more than the bookkeeping that it saves.
 _MOST_RESULTS = 1 << 20
 _KEPT_APART = ("non_alias", "unsafe_view_alias")
+# Graphs of one stream that read inputs where they lie, and the last calls among which a place is looked for.
+_MOST_IN_PLACE, _REMEMBERED = 4, 8
+# Bytes that addresses are a multiple of where no kernel is chosen by them.
+_ALIGNED = 16
 
 
 def obstacle(graph: Graph, metadata: Any) -> str | None:
@@ -70,16 +76,37 @@ def _memory(place: tuple[int, int]) -> _Memory:
     return memory
 
 
+class Places:
+    """Which inputs are read where they lie: those of addresses seen before, and never of more than a few places.
+
+    Loops that load a batch while the last one is still there alternate between two.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED)
+        self._count = 0
+
+    def meet(self, addresses: tuple[int, ...]) -> bool:
+        """Takes note of a call with inputs at `addresses`, which have no graph yet; whether they are to get one."""
+        if self._count == _MOST_IN_PLACE or any(address % _ALIGNED for address in addresses):
+            return False
+        if addresses in self._seen:
+            self._count += 1
+            return True
+        self._seen.append(addresses)
+        return False
+
+
 class Captured:
     """What `run` computes, whose inputs of the indices `static` stay where they are until forget() is called.
 
-    A CUDA graph for each stream it is called on. Calls on one stream from several threads wait for each other.
+    CUDA graphs for each stream it is called on. Calls on one stream from several threads wait for each other.
     """
 
     def __init__(self, run: Callable[..., Sequence[Any]], static: Sequence[int], device: int) -> None:
         self._run, self._static, self._device = run, frozenset(static), device
-        self._replays: dict[int, _Replay | None] = {}
-        """By stream; None where it has been called once."""
+        self._graphs: dict[int, _Graphs] = {}
+        """By stream."""
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Sequence[Any]:
@@ -93,39 +120,79 @@ class Captured:
             return self._run(*arguments)
         stream = torch.cuda.current_stream().cuda_stream
         with self._lock:
-            if stream not in self._replays:
+            graphs = self._graphs.get(stream)
+            if graphs is None:
                 # Whatever is loaded or planned at a first call is there at the second.
-                self._replays[stream] = None
+                moving = [i for i, a in enumerate(arguments) if i not in self._static and isinstance(a, torch.Tensor)]
+                graphs = self._graphs[stream] = _Graphs(self._run, moving, _memory((self._device, stream)))
+                graphs.meet(arguments)
                 return self._run(*arguments)
-            replay = self._replays[stream]
-            if replay is None:
-                with _one_capture:
-                    replay = _Replay(self._run, arguments, self._static, _memory((self._device, stream)))
-                self._replays[stream] = replay
+            replay = graphs.of(arguments)
         return replay(arguments)
 
     def forget(self) -> None:
         """To be called where an input that stays where it is lies elsewhere."""
         with self._lock:
-            self._replays.clear()
+            self._graphs.clear()
+
+
+class _Graphs:
+    """The graphs of one stream: one that copies its inputs of the indices `moving`, and some that need not."""
+
+    def __init__(self, run: Callable[..., Sequence[Any]], moving: Sequence[int], memory: _Memory) -> None:
+        self._run, self._moving, self._memory = run, moving, memory
+        self._places = Places()
+        self._in_place: dict[tuple[int, ...], _Replay] = {}
+        self._copying: _Replay | None = None
+
+    def _addresses(self, arguments: Sequence[Any]) -> tuple[int, ...]:
+        return tuple([arguments[index].data_ptr() for index in self._moving])
+
+    def meet(self, arguments: Sequence[Any]) -> None:
+        self._places.meet(self._addresses(arguments))
+
+    def of(self, arguments: Sequence[Any]) -> _Replay:
+        """The one to replay for these arguments, captured now if it is not there."""
+        addresses = self._addresses(arguments)
+        found = self._in_place.get(addresses)
+        if found is not None:
+            return found
+        if self._places.meet(addresses):
+            replay = self._in_place[addresses] = self._capture(arguments, copied=())
+            return replay
+        if self._copying is None:
+            self._copying = self._capture(arguments, copied=self._moving)
+        return self._copying
+
+    def _capture(self, arguments: Sequence[Any], copied: Sequence[int]) -> _Replay:
+        with _one_capture:
+            return _Replay(self._run, arguments, self._moving, copied, self._memory)
 
 
 class _Replay:
     def __init__(
-        self, run: Callable[..., Sequence[Any]], arguments: Sequence[Any], static: frozenset[int], memory: _Memory
+        self,
+        run: Callable[..., Sequence[Any]],
+        arguments: Sequence[Any],
+        moving: Iterable[int],
+        copied: Iterable[int],
+        memory: _Memory,
     ) -> None:
-        self._memory, self._inputs = memory, list(arguments)  # holds what the graph reads
-        copied = [i for i, given in enumerate(arguments) if i not in static and isinstance(given, torch.Tensor)]
+        self._memory, self._copies = memory, []
+        inputs = list(arguments)
         with torch.inference_mode(False):  # inference tensors could be written to in that mode alone
             for index in copied:
                 given = arguments[index]
                 copy = torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device=given.device)
-                self._inputs[index] = copy.copy_(given)
-        self._copies = [(index, self._inputs[index]) for index in copied]
+                inputs[index] = copy.copy_(given)
+                self._copies.append((index, copy))
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may allocate meanwhile.
         with torch.cuda.graph(self._graph, memory.pool, memory.stream, capture_error_mode="thread_local"):
-            self._results = run(*self._inputs)
+            self._results = run(*inputs)
+        # Held, as the graph reads them; a caller's own is there at each call, and free to go in between.
+        callers = frozenset(moving)
+        self._held = [given for index, given in enumerate(inputs) if index not in callers]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         with self._memory.lock:

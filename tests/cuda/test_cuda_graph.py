@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ai3_compile as ai3
+from ai3_compile import cuda_graph
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -55,6 +56,72 @@ def test_results_are_not_overwritten(mode, layout):
     assert all(is_right(y, model, x) for y, x in zip(found, images))
 
 
+@pytest.fixture
+def captures(monkeypatch):
+    """How many inputs each graph copies, in the order of their captures."""
+    counts: list[int] = []
+    capture = cuda_graph._Graphs._capture
+
+    def counted(self, arguments, copied):
+        counts.append(len(copied))
+        return capture(self, arguments, copied)
+
+    monkeypatch.setattr(cuda_graph._Graphs, "_capture", counted)
+    return counts
+
+
+def test_inputs_are_read_where_they_lie_when_they_lie_there_again(captures):
+    model, x, other = net(), image(), image()
+    run = compiled(model)
+    with torch.no_grad():
+        for _ in range(4):
+            x.copy_(image())
+            assert is_right(run(x), model, x)
+        assert captures == [0]
+        for _ in range(3):  # a second place is copied from at first
+            for there in (x, other):
+                there.copy_(image())
+                assert is_right(run(there), model, there)
+        assert captures == [0, 1, 0]
+
+
+def test_inputs_that_never_lie_there_again_are_copied(captures):
+    model = net()
+    run = compiled(model)
+    images = [image() for _ in range(12)]
+    with torch.no_grad():
+        assert all(is_right(run(x), model, x) for x in images)
+        assert captures == [1]
+        for x in (x for x in images for _ in range(3)):
+            assert is_right(run(x), model, x)
+    assert captures == [1] + [0] * 4  # and no more than four places
+
+
+def test_an_input_between_the_units_of_memory_is_copied(captures):
+    model = net()
+    run = compiled(model)
+    memory = torch.zeros(2 * 3 * 32 * 32 + 1, device="cuda", dtype=torch.float16)
+    x = memory[1:].view(2, 3, 32, 32)
+    with torch.no_grad():
+        for _ in range(4):
+            x.copy_(image())
+            assert is_right(run(x), model, x)
+    assert captures == [1]
+
+
+def test_what_is_read_where_it_lies_is_not_held(captures):
+    model = net()
+    run = compiled(model)
+    with torch.no_grad():
+        for _ in range(10):
+            before = torch.cuda.memory_allocated()
+            x = image(64)
+            found = run(x)
+            assert is_right(found, model, x)
+            del x, found
+    assert 0 in captures and torch.cuda.memory_allocated() == before
+
+
 def test_weights_that_change_and_move():
     model, x = net(), image()
     run = compiled(model)
@@ -77,22 +144,24 @@ def test_streams_and_threads():
     run = compiled(model)
     with torch.no_grad():
         run(image())
-    wrong: list[int] = []
+    images = [image() for _ in range(20)]  # random numbers are refused in all threads while one captures
+    right: list[bool] = []
 
-    def work(stream: torch.cuda.Stream, number: int) -> None:
+    def work(stream: torch.cuda.Stream) -> None:
         with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(20):
-                x = image()
-                if not is_right(run(x), model, x):
-                    wrong.append(number)
+            for x in images:
+                x = x.clone()
+                right.append(is_right(run(x), model, x))
+
+    torch.cuda.synchronize()
 
     for streams in ([torch.cuda.Stream() for _ in range(3)], [torch.cuda.Stream()] * 3):
-        threads = [threading.Thread(target=work, args=(stream, i)) for i, stream in enumerate(streams)]
+        threads = [threading.Thread(target=work, args=(stream,)) for stream in streams]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert not wrong
+    assert len(right) == 6 * len(images) and all(right)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
