@@ -149,11 +149,14 @@ def rows(operation: str) -> list[tuple[str, str]]:
 
 LAYERS = ["last", "same", "wide", "stem"]
 REST = pytest.mark.parametrize("rest", ["eager", "inductor"])
+CHOSEN = [("gemm", "gemm"), ("direct", "direct"), ("gemm", "torch"), ("torch", "direct")]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+# By Inductor, which compiles for seconds, each choice in one of the layouts.
+EITHER_WAY = [("eager", names, layout) for names in CHOSEN for layout in LAYOUTS]
+EITHER_WAY += [("inductor", names, layout) for names, layout in zip(CHOSEN, [*LAYOUTS, *reversed(LAYOUTS)])]
 
 
-@REST
-@pytest.mark.parametrize("names", [("gemm", "gemm"), ("direct", "direct"), ("gemm", "torch"), ("torch", "direct")])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("rest", "names", "layout"), EITHER_WAY, ids=str)
 def test_gradients_equal_eagers(rest, names, layout):
     model, x = Net().to(memory_format=layout), image().contiguous(memory_format=layout)
     expected = grads(model, model, x)
