@@ -76,27 +76,6 @@ def _memory(place: tuple[int, int]) -> _Memory:
     return memory
 
 
-class Places:
-    """Which inputs are read where they lie: those of addresses seen before, and never of more than a few places.
-
-    Loops that load a batch while the last one is still there alternate between two.
-    """
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED)
-        self._count = 0
-
-    def meet(self, addresses: tuple[int, ...]) -> bool:
-        """Takes note of a call with inputs at `addresses`, which have no graph yet; whether they are to get one."""
-        if self._count == _MOST_IN_PLACE or any(address % _ALIGNED for address in addresses):
-            return False
-        if addresses in self._seen:
-            self._count += 1
-            return True
-        self._seen.append(addresses)
-        return False
-
-
 class Captured:
     """What `run` computes, whose inputs of the indices `static` stay where they are until forget() is called.
 
@@ -123,9 +102,7 @@ class Captured:
             graphs = self._graphs.get(stream)
             if graphs is None:
                 # Whatever is loaded or planned at a first call is there at the second.
-                moving = [i for i, a in enumerate(arguments) if i not in self._static and isinstance(a, torch.Tensor)]
-                graphs = self._graphs[stream] = _Graphs(self._run, moving, _memory((self._device, stream)))
-                graphs.meet(arguments)
+                self._graphs[stream] = _Graphs(self._run, arguments, self._static, _memory((self._device, stream)))
                 return self._run(*arguments)
             replay = graphs.of(arguments)
         return replay(arguments)
@@ -137,19 +114,23 @@ class Captured:
 
 
 class _Graphs:
-    """The graphs of one stream: one that copies its inputs of the indices `moving`, and some that need not."""
+    """The graphs of one stream, after a first call with `arguments`: one copies its inputs, but those of the indices
+    `static`; and some read them where they lie, for inputs of addresses that were seen before.
 
-    def __init__(self, run: Callable[..., Sequence[Any]], moving: Sequence[int], memory: _Memory) -> None:
-        self._run, self._moving, self._memory = run, moving, memory
-        self._places = Places()
+    Loops that load a batch while the last one is still there alternate between two such places.
+    """
+
+    def __init__(
+        self, run: Callable[..., Sequence[Any]], arguments: Sequence[Any], static: frozenset[int], memory: _Memory
+    ) -> None:
+        self._run, self._memory = run, memory
+        self._moving = [i for i, a in enumerate(arguments) if i not in static and isinstance(a, torch.Tensor)]
+        self._seen = deque([self._addresses(arguments)], maxlen=_REMEMBERED)
         self._in_place: dict[tuple[int, ...], _Replay] = {}
         self._copying: _Replay | None = None
 
     def _addresses(self, arguments: Sequence[Any]) -> tuple[int, ...]:
         return tuple([arguments[index].data_ptr() for index in self._moving])
-
-    def meet(self, arguments: Sequence[Any]) -> None:
-        self._places.meet(self._addresses(arguments))
 
     def of(self, arguments: Sequence[Any]) -> _Replay:
         """The one to replay for these arguments, captured now if it is not there."""
@@ -157,9 +138,11 @@ class _Graphs:
         found = self._in_place.get(addresses)
         if found is not None:
             return found
-        if self._places.meet(addresses):
+        is_aligned = not any(address % _ALIGNED for address in addresses)
+        if is_aligned and addresses in self._seen and len(self._in_place) < _MOST_IN_PLACE:
             replay = self._in_place[addresses] = self._capture(arguments, copied=())
             return replay
+        self._seen.append(addresses)
         if self._copying is None:
             self._copying = self._capture(arguments, copied=self._moving)
         return self._copying

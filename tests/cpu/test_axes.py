@@ -49,7 +49,7 @@ def shape_of(count: int, choose: random.Random) -> list[int]:
     return shape
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(200))
 def test_a_path(seed):
     choose = random.Random(seed)
     x = torch.arange(2 * 3 * 4 * 5).float()
@@ -81,8 +81,8 @@ def test_a_path(seed):
 
 def test_most_paths_are_found():
     found = 0
-    for seed in range(100):
+    for seed in range(200):
         x = torch.arange(120.0).view(2, 3, 4, 5)
         traced = make_fx(lambda x: steps(x * 1, random.Random(seed)), tracing_mode="fake")(x)  # noqa: B023
         found += axes.path_to(traced.graph.output_node().all_input_nodes[0]) is not None
-    assert found > 40
+    assert found > 80
