@@ -18,7 +18,7 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
   constexpr int kPartSums = Layout::kPartColumns / 2;
 
   extern __shared__ __align__(1024) unsigned char shared[];
-  const uint32_t base = shared_address(shared), full = base + p.slots * kStageBytes, empty = full + p.slots * 8;
+  const uint32_t base = shared_address(shared), full = base + p.barriers, empty = full + p.slots * 8;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int column_tile = blockIdx.x % p.column_tiles, tile = blockIdx.x / p.column_tiles;
   const int group = tile % p.groups, first_row = tile / p.groups * Rows, first_column = column_tile * Columns;
@@ -71,7 +71,7 @@ __device__ __forceinline__ void implicit_gemm_bulk(const GemmParams& p) {
     __syncwarp();
   } else {
     // Of the channels of this share of the depth, behind the barriers.
-    auto* const affine = reinterpret_cast<float2*>(shared + p.slots * kStageBytes + kBulkBarriers);
+    auto* const affine = reinterpret_cast<float2*>(shared + p.barriers + kBulkBarriers);
     if constexpr (Prologue) {
       const float* scale = static_cast<const float*>(p.prologue_scale) + group * p.channels;
       const float* shift = static_cast<const float*>(p.prologue_shift) + group * p.channels;

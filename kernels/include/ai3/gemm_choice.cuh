@@ -2,7 +2,7 @@
 // time is shortest for.
 #pragma once
 
-#include <ai3/gemm_tile.cuh>
+#include <ai3/gemm_stream.cuh>
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -50,11 +50,13 @@ inline int64_t gemm_blocks(const GemmShape& s) {
 
 inline int64_t gemm_packed_columns(const GemmShape& s) { return cuda::ceil_div(s.columns, 32) * 32; }
 
+// Whose blocks compute one tile, by gemm_bulk.cuh or gemm_copies.cuh or of few rows, or tile after tile.
+enum class GemmKind { kOnce, kThin, kResident, kStream };
 struct GemmTile {
   int rows, columns, threads, most_resident;  // at most as many tiles on a multiprocessor at once
   const char* name;
-  int down = 0, right = 0;   // patches of gemm_halo.cuh; none of the others
-  bool is_resident = false;  // of gemm_resident.cuh
+  int down = 0, right = 0;  // patches of gemm_halo.cuh; none of the others
+  GemmKind kind = GemmKind::kOnce;
 };
 struct GemmTiles {
   const GemmTile* first;
@@ -97,23 +99,58 @@ inline bool gemm_has_halo(const GemmShape& s) {
          !gemm_is_strict(a) && (s.kernel_h - 1) * a->dilation_h < kMost && (s.kernel_w - 1) * a->dilation_w < kMost;
 }
 
+inline bool is_aligned(const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; }
+
+// Whether the weights' columns may be an instruction's rows.
+inline bool gemm_may_be_thin(const GemmShape& s) {
+  constexpr int64_t kMost = 4 * kThinRows;  // weights are read for each tile of these
+  return !s.has_window && s.groups == 1 && !gemm_is_strict(s.args) && s.args->has_prologue == 0 && s.rows <= kMost;
+}
+
+// Whether the accelerator can bring residuals and take results away too.
+inline bool gemm_may_stream(const GemmShape& s) {
+  const ai3_args* a = s.args;
+  const int64_t bytes = gemm_element_bytes(a);
+  return !s.has_window && s.groups == 1 && !gemm_is_strict(a) && a->has_prologue == 0 && a->activation <= AI3_RELU6 &&
+         s.columns * bytes % 16 == 0 && s.out_pixel * bytes % 16 == 0 && is_aligned(a->output.data) &&
+         is_aligned(a->residual.data) && is_aligned(a->bias);
+}
+
 inline GemmTiles gemm_tiles(const GemmShape& s) {
   static constexpr GemmTile kBulk[] = {
-      {64, 32, 160, 6, "64x32_bulk"},           {128, 32, 288, 4, "128x32_bulk"},
-      {64, 64, 160, 5, "64x64_bulk"},           {64, 128, 160, 4, "64x128_bulk"},
-      {128, 64, 288, 3, "128x64_bulk"},         {128, 128, 288, 2, "128x128_bulk"},
-      {256, 64, 288, 2, "256x64_bulk"},         {256, 128, 288, 1, "256x128_bulk"},
-      {128, 256, 288, 1, "128x256_bulk"},       {128, 64, 288, 3, "128x64_halo", 1, 2},
-      {128, 128, 288, 2, "128x128_halo", 1, 2}, {256, 64, 288, 2, "256x64_halo", 2, 2},
-      {256, 128, 288, 1, "256x128_halo", 2, 2}, {128, 64, 416, 1, "128x64_resident", 1, 2, true},
+      {kThinRows, kThinColumns, 288, 2, "16x64_thin", 0, 0, GemmKind::kThin},
+      {64, 64, 288, 1, "64x64_stream", 0, 0, GemmKind::kStream},
+      {64, 128, 288, 1, "64x128_stream", 0, 0, GemmKind::kStream},
+      {64, 32, 160, 6, "64x32_bulk"},
+      {128, 32, 288, 4, "128x32_bulk"},
+      {64, 64, 160, 5, "64x64_bulk"},
+      {64, 128, 160, 4, "64x128_bulk"},
+      {128, 64, 288, 3, "128x64_bulk"},
+      {128, 128, 288, 2, "128x128_bulk"},
+      {256, 64, 288, 2, "256x64_bulk"},
+      {256, 128, 288, 1, "256x128_bulk"},
+      {128, 256, 288, 1, "128x256_bulk"},
+      {128, 64, 288, 3, "128x64_halo", 1, 2},
+      {128, 128, 288, 2, "128x128_halo", 1, 2},
+      {256, 64, 288, 2, "256x64_halo", 2, 2},
+      {256, 128, 288, 1, "256x128_halo", 2, 2},
+      {128, 64, 416, 1, "128x64_resident", 1, 2, GemmKind::kResident},
   };
   // The rows of float32 go through registers, of which tiles of 256 rows have too few; those of patches do not.
   static constexpr GemmTile kTf32Bulk[] = {
-      {64, 32, 160, 6, "64x32_bulk"},           {128, 32, 288, 3, "128x32_bulk"},
-      {64, 64, 160, 5, "64x64_bulk"},           {64, 128, 160, 3, "64x128_bulk"},
-      {128, 64, 288, 2, "128x64_bulk"},         {128, 128, 288, 2, "128x128_bulk"},
-      {128, 256, 288, 1, "128x256_bulk"},       {128, 64, 288, 3, "128x64_halo", 1, 2},
-      {128, 128, 288, 2, "128x128_halo", 1, 2}, {256, 64, 288, 2, "256x64_halo", 2, 2},
+      {kThinRows, kThinColumns, 288, 2, "16x64_thin", 0, 0, GemmKind::kThin},
+      {64, 64, 288, 1, "64x64_stream", 0, 0, GemmKind::kStream},
+      {64, 128, 288, 1, "64x128_stream", 0, 0, GemmKind::kStream},
+      {64, 32, 160, 6, "64x32_bulk"},
+      {128, 32, 288, 3, "128x32_bulk"},
+      {64, 64, 160, 5, "64x64_bulk"},
+      {64, 128, 160, 3, "64x128_bulk"},
+      {128, 64, 288, 2, "128x64_bulk"},
+      {128, 128, 288, 2, "128x128_bulk"},
+      {128, 256, 288, 1, "128x256_bulk"},
+      {128, 64, 288, 3, "128x64_halo", 1, 2},
+      {128, 128, 288, 2, "128x128_halo", 1, 2},
+      {256, 64, 288, 2, "256x64_halo", 2, 2},
       {256, 128, 288, 1, "256x128_halo", 2, 2},
   };
   static constexpr GemmTile kPrologue[] = {{64, 32, 160, 5, "64x32_prologue"},
@@ -130,13 +167,13 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
   const bool strict = gemm_is_strict(s.args);
   if (s.args->pools) {
     if (!gemm_is_bulk(s) || !gemm_has_halo(s)) return {nullptr, 0};
-    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk + 7, 4} : GemmTiles{kBulk + 9, 5};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk + 10, 4} : GemmTiles{kBulk + 12, 5};
   }
   if (gemm_is_bulk(s)) {
     if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
     if (strict) return {kStrictBulk, 3};
     const bool halo = gemm_has_halo(s);
-    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 11 : 7} : GemmTiles{kBulk, halo ? 14 : 9};
+    return s.args->dtype == AI3_FLOAT32 ? GemmTiles{kTf32Bulk, halo ? 14 : 10} : GemmTiles{kBulk, halo ? 17 : 12};
   }
   if (s.args->sm == 90) return {kAny, 1};
   return strict ? GemmTiles{kStrictAny, 2} : GemmTiles{kAny, 3};
@@ -145,6 +182,7 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
 struct GemmChoice {
   const GemmTile* tile;
   int splits, stages, slots, ahead, shared;
+  int barriers;   // where they are in shared memory, of those that do not compute tile after tile
   double time;    // nanoseconds
   int halos = 0;  // parts of images in shared memory; of gemm_resident.cuh, for each warpgroup
 };
@@ -157,15 +195,27 @@ inline int gemm_shared_limit(int sm) {
 // With as much of the depth in shared memory as leaves room for `resident` tiles; no tile where nothing does.
 inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int splits, int resident) {
   const bool strict = gemm_is_strict(s.args), bulk = tile.threads % 64 != 0;
-  const bool has_halo = tile.down > 0;
-  if (has_halo && splits > 1) return {};
-  if (tile.is_resident) {
+  const bool has_halo = tile.down > 0, is_thin = tile.kind == GemmKind::kThin;
+  if ((has_halo && splits > 1) || (is_thin && !gemm_may_be_thin(s))) return {};
+  if (tile.kind == GemmKind::kStream) {
+    constexpr int kMost = 8;
+    if (splits > 1 || resident > 1 || !gemm_may_stream(s)) return {};
+    const int64_t blocks = gemm_blocks(s),
+                  stage = (blocks + tile.columns * gemm_element_bytes(s.args) / 128) * tile.rows;
+    const int64_t beside = blocks * tile.columns * 128 + kBulkBarriers;
+    // A place is to be of one warpgroup: another's tile may come before the one that lies there first.
+    const int64_t room = (gemm_shared_limit(s.args->sm) - beside) / (stage * 128);
+    const int64_t stages = std::min<int64_t>(room, kMost) / kStreamTeams * kStreamTeams;
+    if (stages <= kStreamTeams) return {};  // none would be brought while others are computed
+    return {&tile, 1, int(stages), int(blocks), 0, int(beside + stages * stage * 128), 0, 0};
+  }
+  if (tile.kind == GemmKind::kResident) {
     constexpr int kMost = 4;
     const int64_t blocks = gemm_blocks(s), halo = gemm_halo(s, tile).bytes;
     const int64_t beside = blocks * tile.columns * 128 + kBulkBarriers;
     const int64_t halos = std::min<int64_t>((gemm_shared_limit(s.args->sm) - beside) / halo / kResidentTeams, kMost);
     if (s.args->activation > AI3_RELU6 || halos < 2) return {};
-    return {&tile, 1, int(blocks), int(blocks), 0, int(beside + kResidentTeams * halos * halo), 0, int(halos)};
+    return {&tile, 1, int(blocks), int(blocks), 0, int(beside + kResidentTeams * halos * halo), 0, 0, int(halos)};
   }
   const int bytes = ((has_halo ? 0 : tile.rows) + tile.columns * (strict ? 2 : 1)) * 128;
   const int halo_slots = has_halo ? int(std::min<int64_t>(2, gemm_tap_blocks(s))) : 0;
@@ -173,18 +223,24 @@ inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int spli
   const int depth = int(cuda::ceil_div(gemm_blocks(s), splits)), limit = gemm_shared_limit(s.args->sm);
   const int prologue = s.args->has_prologue ? depth * int(128 / gemm_element_bytes(s.args)) * 8 : 0;
   const int beside_blocks = bulk ? kBulkBarriers + prologue + halos : 2048;
-  const int exchanged = splits > 1 || s.args->activation > AI3_RELU6 ? tile.rows * tile.columns * 4 : 0;
+  int exchanged = splits > 1 || s.args->activation > AI3_RELU6 ? tile.rows * tile.columns * 4 : 0;
+  if (is_thin) exchanged = kThinWarps * tile.rows * tile.columns * 4;
   const int room = std::min(limit, (limit + 1024) / resident - 1024) - beside_blocks;
 
   constexpr int beside = 1;  // a block of depth that is copied while another is computed
   if (room < 0) return {};
-  int stages = std::min(room / bytes, has_halo ? 12 : 14);
+  int stages = std::min(room / bytes, is_thin ? 2 * kThinWarps : has_halo ? 12 : 14);
   if (!bulk) stages = std::min(stages, 6);
   if (std::min(stages, depth) < std::min(beside + 1, depth) || room < exchanged) return {};
   stages = std::max(stages, beside + 1);
+  // Of what warps read apart a place is to be of one warp: another's block may come before the one there.
+  if (is_thin && depth > stages) stages = stages / kThinWarps * kThinWarps;
+  if (stages == 0) return {};
   const int slots = std::min(stages, depth);
-  return {&tile, splits,    stages, slots, stages - beside, std::max(slots * bytes + beside_blocks, exchanged),
-          0,     halo_slots};
+  // Nothing is to lie where a barrier was: its memory may change after those who waited have gone on.
+  const int barriers = std::max(slots * bytes + halos, exchanged);
+  const int shared = bulk ? barriers + kBulkBarriers + prologue : std::max(slots * bytes + beside_blocks, exchanged);
+  return {&tile, splits, stages, slots, stages - beside, shared, barriers, 0, halo_slots};
 }
 
 // How long a choice takes on an H100 or H200, in nanoseconds and bytes a nanosecond; tiles are counted in areas of
@@ -259,8 +315,25 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
                            (t.rows == 64 ? r.low : 1) * (bulk ? 1 : 4) +
                        r.rows * t.rows / 128;
   const double alone = r.begin + depth * std::max({block, r.latency / std::min(c.slots, 14), r.least}) + area * r.end;
-  const double store = s.args->pools ? r.store / 4 : r.store;
-  if (t.is_resident) {
+  // Residuals are read when the products have ended: as long as so many times the results take to be written.
+  const double residual = s.args->dtype == AI3_FLOAT32 ? 1.4 : 0.4;
+  const double store = s.args->pools ? r.store / 4 : r.store * (1 + s.args->has_residual * residual);
+  if (t.kind == GemmKind::kThin) {
+    // Of the weights: from memory, and by one multiprocessor.
+    constexpr double kStart = 2000, kRead = 4350, kReadByOne = 45;
+    const double weights = depth * t.columns * 128, turns = double(cuda::ceil_div(tiles, 132));
+    const double turn = std::max(double(std::min<int64_t>(tiles, 132)) * weights / kRead, weights / kReadByOne);
+    return kStart + turns * turn + (c.splits > 1 ? r.exchange : 0);
+  }
+  if (t.kind == GemmKind::kStream) {
+    // By its tiles, and half a turn of all multiprocessors more: what it reads, writes and adds to.
+    constexpr double kStart = 3500, kRead = 7100, kWritten = 3600;
+    const double added = t.columns == 128 && s.args->dtype == AI3_FLOAT32 ? 3700 : 4800;
+    const auto row = double(t.columns * gemm_element_bytes(s.args));
+    const double of_row = depth * 128 / kRead + row / kWritten + s.args->has_residual * row / added;
+    return kStart + (double(tiles) + 66) * t.rows * of_row;
+  }
+  if (t.kind == GemmKind::kResident) {
     // Each multiprocessor has the weights brought once, and a tile computed while another is written.
     const double weights = depth * t.columns * 128, image = bytes - parts * t.columns * 128;
     const auto each = double(cuda::ceil_div(tiles, 132));
@@ -277,7 +350,10 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
              alone);
     return c.splits > 1 ? time + r.exchange + each * area * r.gather * (c.splits - 1) / c.splits : time;
   };
-  return r.start + double(tiles / most) * wave(most) + (tiles % most != 0 ? wave(tiles % most) : 0);
+  constexpr double kFromMemory = 3600;  // the weights, each once
+  const auto weights = double(gemm_blocks(s) * parts * gemm_packed_columns(s) * s.groups * 128);
+  const double products = double(tiles / most) * wave(most) + (tiles % most != 0 ? wave(tiles % most) : 0);
+  return r.start + std::max(products, weights / kFromMemory);
 }
 
 inline GemmChoice find_choice(const GemmShape& s) {
@@ -300,12 +376,14 @@ inline GemmChoice find_choice(const GemmShape& s) {
 // The choice of a shape, which takes as long to find as a small layer to compute: kept by each thread.
 inline GemmChoice choose_gemm(const GemmShape& s) {
   const ai3_args* a = s.args;
-  using Key = std::array<int64_t, 25>;
+  using Key = std::array<int64_t, 27>;
   const Key key = {a->sm,
                    a->dtype,
                    a->allow_tf32,
                    a->activation > AI3_RELU6,
                    a->has_prologue,
+                   a->has_residual,
+                   gemm_may_stream(s),
                    a->pools,
                    s.rows,
                    s.columns,

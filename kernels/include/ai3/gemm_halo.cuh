@@ -50,14 +50,8 @@ template <int Threads>
 __device__ __forceinline__ void round_part(uint32_t at, int bytes) {
 #pragma unroll 4
   for (int i = threadIdx.x * 16; i < bytes; i += Threads * 16) {
-    uint32_t a[4];
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(at + i));
-#pragma unroll
-    for (int e = 0; e < 4; ++e) a[e] = rounded_tf32(a[e]);
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at + i), "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-                 : "memory");
+    const uint4 a = load_shared(at + i);
+    store_shared(at + i, {rounded_tf32(a.x), rounded_tf32(a.y), rounded_tf32(a.z), rounded_tf32(a.w)});
   }
 }
 
@@ -92,7 +86,7 @@ __device__ __forceinline__ void implicit_gemm_halo(const GemmParams& p) {
 
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t base = shared_address(shared), weights_at = base + p.halo_slots * p.halo_bytes;
-  const uint32_t halo_full = weights_at + p.slots * kWeightBytes, halo_empty = halo_full + p.halo_slots * 8;
+  const uint32_t halo_full = base + p.barriers, halo_empty = halo_full + p.halo_slots * 8;
   const uint32_t full = halo_empty + p.halo_slots * 8, empty = full + p.slots * 8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int column_tile = blockIdx.x % p.column_tiles, group = blockIdx.x / p.column_tiles % p.groups;

@@ -35,43 +35,66 @@ inline void gemm_pack(const GemmShape& s, void* dst) {
   cuda::launch(s.args, name, {cuda::ceil_div(total, 256)}, 256, 0, p);
 }
 
-// How the tensor memory accelerator finds the input: as pixels, as the windows of output pixels, or as an image.
-inline bool encode_tensor_map(const GemmShape& s, const GemmTile& tile, void* map) {
-  const ai3_args* a = s.args;
-  const int64_t bytes = gemm_element_bytes(a), channels = s.groups * s.channels;
-  static void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
+// The driver's functions that say where the tensor memory accelerator finds a tensor.
+struct TensorMaps {
   using Windows = int (*)(void*, int, uint32_t, void*, const uint64_t*, const uint64_t*, const int*, const int*,
                           uint32_t, uint32_t, const uint32_t*, int, int, int, int);
-  using Matrix = int (*)(void*, int, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*,
-                         const uint32_t*, int, int, int, int);
-  static const auto windows = reinterpret_cast<Windows>(dlsym(driver, "cuTensorMapEncodeIm2col"));
-  static const auto matrix = reinterpret_cast<Matrix>(dlsym(driver, "cuTensorMapEncodeTiled"));
-  if (windows == nullptr || matrix == nullptr) return false;                        // a driver older than CUDA 12
-  const int type = a->dtype == AI3_FLOAT16 ? 6 : a->dtype == AI3_BFLOAT16 ? 9 : 7;  // CUtensorMapDataType
-  const auto block = uint32_t(128 / bytes);
-  constexpr int kNoInterleave = 0, kSwizzle128 = 3, kPromote256 = 3, kZeros = 0;
-  const auto pixel = uint64_t(s.in_pixel * bytes);
-  if (!s.has_window) {
-    const uint64_t sizes[] = {uint64_t(channels), uint64_t(s.rows)};
-    const uint32_t box[] = {block, uint32_t(tile.rows)}, ones[] = {1, 1};
-    return matrix(map, type, 2, a->input.data, sizes, &pixel, box, ones, kNoInterleave, kSwizzle128, kPromote256,
-                  kZeros) == 0;
+  using Tiled = int (*)(void*, int, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*, const uint32_t*,
+                        int, int, int, int);
+  static constexpr int kNoInterleave = 0, kSwizzle128 = 3, kPromote256 = 3, kZeros = 0;
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW);
+  Windows windows = reinterpret_cast<Windows>(dlsym(driver, "cuTensorMapEncodeIm2col"));
+  Tiled tiled = reinterpret_cast<Tiled>(dlsym(driver, "cuTensorMapEncodeTiled"));
+
+  // None with a driver older than CUDA 12.
+  static const TensorMaps* get() {
+    static const TensorMaps maps;
+    return maps.windows == nullptr || maps.tiled == nullptr ? nullptr : &maps;
   }
+  static int type_of(const ai3_args* a) {  // CUtensorMapDataType
+    return a->dtype == AI3_FLOAT16 ? 6 : a->dtype == AI3_BFLOAT16 ? 9 : 7;
+  }
+};
+
+// A matrix with `pixel` elements from a row to the next, of which `box` rows of 128 bytes are copied at once.
+inline bool encode_matrix(const ai3_args* a, const void* data, int64_t columns, int64_t rows, int64_t pixel,
+                          int box_rows, void* map) {
+  const TensorMaps* maps = TensorMaps::get();
+  if (maps == nullptr) return false;
+  const int64_t bytes = gemm_element_bytes(a);
+  const uint64_t sizes[] = {uint64_t(columns), uint64_t(rows)}, stride = uint64_t(pixel * bytes);
+  const uint32_t box[] = {uint32_t(128 / bytes), uint32_t(box_rows)}, ones[] = {1, 1};
+  return maps->tiled(map, TensorMaps::type_of(a), 2, const_cast<void*>(data), sizes, &stride, box, ones,
+                     TensorMaps::kNoInterleave, TensorMaps::kSwizzle128, TensorMaps::kPromote256,
+                     TensorMaps::kZeros) == 0;
+}
+
+// The input: pixels, the windows of output pixels, or an image.
+inline bool encode_input(const GemmShape& s, const GemmTile& tile, void* map) {
+  const ai3_args* a = s.args;
+  const int64_t bytes = gemm_element_bytes(a), channels = s.groups * s.channels;
+  if (!s.has_window) return encode_matrix(a, a->input.data, channels, s.rows, s.in_pixel, tile.rows, map);
+  const TensorMaps* maps = TensorMaps::get();
+  if (maps == nullptr) return false;
+  const auto block = uint32_t(128 / bytes);
+  const auto pixel = uint64_t(s.in_pixel * bytes);
   const int64_t* in = a->input.size;
   const uint64_t sizes[] = {uint64_t(channels), uint64_t(in[3]), uint64_t(in[2]), uint64_t(in[0])};
   const uint64_t strides[] = {pixel, pixel * sizes[1], pixel * sizes[1] * sizes[2]};
   if (tile.down > 0) {
     const GemmHalo halo = gemm_halo(s, tile);
     const uint32_t box[] = {block, uint32_t(halo.width), uint32_t(halo.height), 1}, ones[] = {1, 1, 1, 1};
-    return matrix(map, type, 4, a->input.data, sizes, strides, box, ones, kNoInterleave, kSwizzle128, kPromote256,
-                  kZeros) == 0;
+    return maps->tiled(map, TensorMaps::type_of(a), 4, a->input.data, sizes, strides, box, ones,
+                       TensorMaps::kNoInterleave, TensorMaps::kSwizzle128, TensorMaps::kPromote256,
+                       TensorMaps::kZeros) == 0;
   }
   const int lower[] = {-int(a->pad_left), -int(a->pad_top)};
   const int upper[] = {int((a->output.size[3] - 1) * a->stride_w - a->pad_left - in[3] + 1),
                        int((a->output.size[2] - 1) * a->stride_h - a->pad_top - in[2] + 1)};
   const uint32_t steps[] = {1, uint32_t(a->stride_w), uint32_t(a->stride_h), 1};
-  return windows(map, type, 4, a->input.data, sizes, strides, lower, upper, block, uint32_t(tile.rows), steps,
-                 kNoInterleave, kSwizzle128, kPromote256, kZeros) == 0;
+  return maps->windows(map, TensorMaps::type_of(a), 4, a->input.data, sizes, strides, lower, upper, block,
+                       uint32_t(tile.rows), steps, TensorMaps::kNoInterleave, TensorMaps::kSwizzle128,
+                       TensorMaps::kPromote256, TensorMaps::kZeros) == 0;
 }
 
 inline int multiprocessors(int device) {
@@ -116,8 +139,6 @@ void launch_gemm(const ai3_args* args, const std::string& name, const cuda::Grid
   args->runtime->fail(args->runtime, error.c_str());
 }
 
-inline bool is_aligned(const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; }
-
 inline GemmParams gemm_params(const GemmShape& s) {
   const ai3_args* a = s.args;
   const int64_t part = 16 / gemm_element_bytes(a), block = part * 8;
@@ -158,7 +179,7 @@ inline GemmParams gemm_params(const GemmShape& s) {
 
 inline void run_gemm(const GemmShape& s, GemmChoice choice) {
   const ai3_args* a = s.args;
-  GemmParams p = gemm_params(s);
+  GemmStreamParams p{gemm_params(s), {}, {}};
   const int64_t part = 16 / gemm_element_bytes(a);
   std::string name = std::string("gemm_") + gemm_math(a) + "_";
   const bool bulk = choice.tile->threads % 64 != 0, whole = s.channels % part == 0 && s.in_pixel % part == 0;
@@ -171,7 +192,12 @@ inline void run_gemm(const GemmShape& s, GemmChoice choice) {
     }
   } else if (bulk) {
     p.is_matrix = !s.has_window;
-    if (!encode_tensor_map(s, *choice.tile, p.tensor_map))
+    const bool streams = choice.tile->kind == GemmKind::kStream;
+    const auto encode = [&](const void* data, void* map) {
+      return encode_matrix(a, data, s.columns, s.rows, s.out_pixel, choice.tile->rows, map);
+    };
+    if (!encode_input(s, *choice.tile, p.tensor_map) || (streams && !encode(p.output, p.output_map)) ||
+        (streams && p.residual != nullptr && !encode(p.residual, p.residual_map)))
       return a->runtime->fail(a->runtime, "encoding the tensor map failed");
     if (choice.tile->down > 0) {
       const GemmHalo halo = gemm_halo(s, *choice.tile);
@@ -181,18 +207,21 @@ inline void run_gemm(const GemmShape& s, GemmChoice choice) {
     }
   }
   name += choice.tile->name;
-  p.stages = choice.stages, p.slots = choice.slots, p.ahead = choice.ahead;
+  p.stages = choice.stages, p.slots = choice.slots, p.ahead = choice.ahead, p.barriers = choice.barriers;
   p.column_tiles = int(cuda::ceil_div(s.columns, choice.tile->columns));
   int64_t row_tiles = gemm_row_tiles(s, *choice.tile);
-  if (choice.tile->is_resident) {
+  if (choice.tile->kind == GemmKind::kResident || choice.tile->kind == GemmKind::kStream) {
     p.tiles = int(row_tiles);
     const int64_t columns = int64_t(p.column_tiles) * s.groups;
     row_tiles = std::min(row_tiles, std::max<int64_t>(1, multiprocessors(a->device) / columns));
   }
   const cuda::Grid grid{row_tiles * p.column_tiles * s.groups, 1, choice.splits};
   const auto threads = unsigned(choice.tile->threads), shared = unsigned(choice.shared);
+  const GemmParams& of_most = p;
   if (a->sm != 90) {
-    cuda::launch(a, name.c_str(), grid, threads, shared, p);
+    cuda::launch(a, name.c_str(), grid, threads, shared, of_most);
+  } else if (choice.tile->kind != GemmKind::kStream) {
+    launch_gemm(a, name, grid, threads, shared, of_most);
   } else {
     launch_gemm(a, name, grid, threads, shared, p);
   }

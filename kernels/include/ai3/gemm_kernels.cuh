@@ -1,13 +1,14 @@
 // The kernels of a matrix product or a convolution, by type and tile; gemm_choice.cuh chooses among them.
 #pragma once
 
-#include <ai3/gemm_tile.cuh>
+#include <ai3/gemm_stream.cuh>
 
 #ifdef __CUDACC__
 
 #include <ai3/gemm_bulk.cuh>
 #include <ai3/gemm_copies.cuh>
 #include <ai3/gemm_float64.cuh>
+#include <ai3/gemm_thin.cuh>
 
 namespace ai3 {
 
@@ -64,17 +65,29 @@ __device__ __forceinline__ void pack_gemm(const GemmPackParams& p) {
   AI3_KERNEL_BLOCKS(warps * 32 + 32, blocks, gemm_##math_name##_##rows##x##columns##suffix, ai3::GemmParams) { \
     ai3::implicit_gemm_bulk<ai3::Math::math, rows, columns, warps, prologue>(p);                               \
   }
+#define AI3_GEMM_STREAM(math_name, math, columns)                                              \
+  AI3_KERNEL_BLOCKS(ai3::kStreamTeams * 128 + 32, 1, gemm_##math_name##_64x##columns##_stream, \
+                    ai3::GemmStreamParams) {                                                   \
+    ai3::implicit_gemm_stream<ai3::Math::math, columns>(p);                                    \
+  }
+#define AI3_GEMM_THIN(math_name, math)                                                              \
+  AI3_KERNEL_BLOCKS(ai3::kThinWarps * 32 + 32, 2, gemm_##math_name##_16x64_thin, ai3::GemmParams) { \
+    ai3::implicit_gemm_thin<ai3::Math::math>(p);                                                    \
+  }
 #define AI3_GEMMS_ANY(name, math)          \
   AI3_GEMM(name, math, 64, 64, 4, , false) \
   AI3_GEMM(name, math, 64, 64, 4, _gather, true)
 
 #if AI3_WGMMA
-#define AI3_GEMMS_BULK(name, math)                       \
-  AI3_GEMM_BULK(name, math, 64, 32, 4, 5, _bulk, false)  \
-  AI3_GEMM_BULK(name, math, 128, 32, 8, 3, _bulk, false) \
-  AI3_GEMM_BULK(name, math, 64, 64, 4, 4, _bulk, false)  \
-  AI3_GEMM_BULK(name, math, 64, 128, 4, 3, _bulk, false) \
-  AI3_GEMM_BULK(name, math, 128, 256, 8, 1, _bulk, false)
+#define AI3_GEMMS_BULK(name, math)                        \
+  AI3_GEMM_BULK(name, math, 64, 32, 4, 5, _bulk, false)   \
+  AI3_GEMM_BULK(name, math, 128, 32, 8, 3, _bulk, false)  \
+  AI3_GEMM_BULK(name, math, 64, 64, 4, 4, _bulk, false)   \
+  AI3_GEMM_BULK(name, math, 64, 128, 4, 3, _bulk, false)  \
+  AI3_GEMM_BULK(name, math, 128, 256, 8, 1, _bulk, false) \
+  AI3_GEMM_THIN(name, math)                               \
+  AI3_GEMM_STREAM(name, math, 64)                         \
+  AI3_GEMM_STREAM(name, math, 128)
 #define AI3_GEMMS(name, math)                             \
   AI3_GEMMS_BULK(name, math)                              \
   AI3_GEMM_BULK(name, math, 128, 64, 8, 3, _bulk, false)  \

@@ -33,9 +33,10 @@ struct GemmParams {
   // once.
   int32_t tiles_down, tiles_right, halo_height, halo_width, halo_bytes, halo_slots;
   int32_t pools;  // of each 2x2 pixels the largest is written
-  int32_t tiles;  // of gemm_resident.cuh, for each group's columns
+  int32_t tiles;  // of gemm_resident.cuh and gemm_stream.cuh, for each group's columns
 
   int32_t stages, slots, ahead;  // of blocks of depth in shared memory; those that are used; those being copied
+  int32_t barriers;              // where they are in shared memory: behind whatever else is there, at any time
   int32_t activation, is_clamp;
   float low, high;                              // of the clamp that the activation is
   const void *prologue_scale, *prologue_shift;  // [input channels], or null
@@ -54,6 +55,7 @@ struct GemmPackParams {
 constexpr int kMostSplits = 8;      // shares of the depth: blocks of a cluster
 constexpr int kResidentTeams = 3;   // warpgroups of gemm_resident.cuh
 constexpr int kBulkBarriers = 256;  // bytes behind the blocks of depth, and behind these the prologue's of each channel
+constexpr int kThinRows = 16, kThinColumns = 64, kThinWarps = 8;  // of gemm_thin.cuh
 
 }  // namespace ai3
 

@@ -72,6 +72,15 @@ __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], uint32_t addre
                : "memory");
 }
 
+__device__ __forceinline__ uint4 load_shared(uint32_t at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+  return v;
+}
+__device__ __forceinline__ void store_shared(uint32_t at, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // d += a b for 16 rows, 8 columns and 32 bytes of depth.
 template <Math M>
 __device__ __forceinline__ void mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -243,6 +252,16 @@ __device__ __forceinline__ void copy_matrix(uint32_t to, const void* map, int co
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
+// Back from shared memory, but for what lies outside of the matrix; wait_stores() waits until all of this thread's are
+// read there.
+__device__ __forceinline__ void store_matrix(const void* map, int column, int row, uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+               "r"(column), "r"(row), "r"(from)
+               : "memory");
+}
+__device__ __forceinline__ void wait_stores() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
 // A block of channels of a rectangle of an image's pixels, zeros where it reaches out of the image.
 __device__ __forceinline__ void copy_image(uint32_t to, const void* map, int channel, int x, int y, int image,
                                            uint32_t barrier) {
@@ -269,9 +288,10 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, int byt
                : "memory");
 }
 
-// Every thread of the cluster; what was written to shared memory before is seen after.
+// Every thread of the cluster, whether or not its warp has come together; what was written to shared memory before is
+// seen after.
 __device__ __forceinline__ void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 // Four floats of the shared memory of another block of the cluster.
 __device__ __forceinline__ float4 load_of_block(uint32_t address, uint32_t rank) {
