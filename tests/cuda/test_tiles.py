@@ -42,6 +42,7 @@ CASES = (
     Conv("few-rows-below", 24, (1, 1), 40, (1, 1), batch=3, padding=NONE),
     Conv("few-rows-equal", 512, (1, 1), 64, (1, 1), batch=16, padding=NONE),
     Conv("few-rows-above", 1032, (1, 1), 1000, (1, 1), batch=17, padding=NONE),
+    Conv("few-rows-deep", 8192, (1, 1), 2048, (1, 1), batch=10, padding=NONE),
     Conv("shallow-many-tiles-a-block", 40, (61, 59), 1096, (1, 1), batch=2, padding=NONE),
 )
 # Those whose weights are few enough to stay in shared memory.

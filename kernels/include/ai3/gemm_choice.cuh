@@ -318,11 +318,16 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   // Residuals are read when the products have ended: as long as so many times the results take to be written.
   const double residual = s.args->dtype == AI3_FLOAT32 ? 1.4 : 0.4;
   const double store = s.args->pools ? r.store / 4 : r.store * (1 + s.args->has_residual * residual);
+  // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
+  const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
+  const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;
   if (t.kind == GemmKind::kThin) {
     // Of the weights: from memory, and by one multiprocessor.
     constexpr double kStart = 2000, kRead = 4350, kReadByOne = 45;
-    const double weights = depth * t.columns * 128, turns = double(cuda::ceil_div(tiles, 132));
-    const double turn = std::max(double(std::min<int64_t>(tiles, 132)) * weights / kRead, weights / kReadByOne);
+    const double weights = depth * t.columns * 128, turns = double(cuda::ceil_div(tiles, most));
+    const int64_t at_once = std::min(tiles, most);
+    const double turn =
+        std::max(double(at_once) * weights / kRead, double(cuda::ceil_div(at_once, 132)) * weights / kReadByOne);
     return kStart + turns * turn + (c.splits > 1 ? r.exchange : 0);
   }
   if (t.kind == GemmKind::kStream) {
@@ -340,9 +345,6 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
     return r.start + 132 * weights / r.l2 +
            norm(each * depth * block, double(tiles) * (depth * image / r.l2 + area * store), alone);
   }
-  // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
-  const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
-  const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;
   const auto wave = [&](int64_t count) {
     const auto each = double(cuda::ceil_div(count, 132));
     const double time =

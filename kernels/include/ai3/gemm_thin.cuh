@@ -32,6 +32,9 @@ __device__ __forceinline__ void implicit_gemm_thin(const GemmParams& p) {
   const int begin = int(int64_t(p.blocks) * blockIdx.z / gridDim.z);
   const int count = int(int64_t(p.blocks) * (blockIdx.z + 1) / gridDim.z) - begin;
 
+  const int columns = min(kColumns, p.packed_columns - first_column);
+  const char* const first_weights =
+      static_cast<const char*>(p.packed) + (int64_t(begin) * p.packed_columns + first_column) * 128;
   if (threadIdx.x == kWarps * 32) {
     prefetch_tensor_map(p.tensor_map);
     for (int i = 0; i < p.slots; ++i) {
@@ -39,6 +42,10 @@ __device__ __forceinline__ void implicit_gemm_thin(const GemmParams& p) {
       init_barrier(empty + i * 8, 1);
     }
     fence_barriers();
+    // Weights can come while the kernel before ends.
+    for (int i = 0; i < min(count, p.slots); ++i) {
+      prefetch_bulk(first_weights + int64_t(i) * p.packed_columns * 128, columns * 128);
+    }
   }
   __syncthreads();
 
@@ -46,9 +53,7 @@ __device__ __forceinline__ void implicit_gemm_thin(const GemmParams& p) {
   float sums[kParts][2][4] = {};
   if (warp == kWarps) {
     if (lane == 0) {
-      const int columns = min(kColumns, p.packed_columns - first_column);
-      const char* weights =
-          static_cast<const char*>(p.packed) + (int64_t(begin) * p.packed_columns + first_column) * 128;
+      const char* weights = first_weights;
       int slot = 0;
       uint32_t phase = 1;
       for (int i = 0; i < count; ++i) {

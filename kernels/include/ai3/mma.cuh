@@ -288,6 +288,11 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, int byt
                : "memory");
 }
 
+// To the L2 cache alone: what is written there meanwhile is still what is read.
+__device__ __forceinline__ void prefetch_bulk(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // Every thread of the cluster, whether or not its warp has come together; what was written to shared memory before is
 // seen after.
 __device__ __forceinline__ void cluster_barrier() {
