@@ -13,13 +13,18 @@ without a barrier between them; barriers and instructions of a warp that some of
 that is used unwritten (it holds NaN); copies that are not waited for (they are done as late as they may be, or as
 early); grids, blocks and shared memory that a GPU refuses, and blocks above a kernel's launch bounds.
 
-What is not: what the compilers for GPUs make of the code, registers, races in global memory, time, and anything of
-sm_90a (wgmma, the tensor memory accelerator, clusters): __CUDA_ARCH__ is 800. ptx.cpp is a model of PTX, by its
-documentation: passing means "these numbers under this model".
+For sm_90a (hopper.cpp: wgmma, barriers in shared memory, the tensor memory accelerator, clusters) it is besides: reads
+of what a copy is still to write, copies that are not waited for, barriers that nothing arrives at or too much does,
+what is written where a barrier is, and accesses to a block of a cluster that has ended. Not seen there are races in
+shared memory, missing fences between the two ways of reaching it, and products that are not waited for (wgmma.cpp does
+them at once).
+
+What is not: what the compilers for GPUs make of the code, registers, races in global memory, and time. ptx.cpp,
+hopper.cpp and wgmma.cpp are models of PTX, by its documentation: passing means "these numbers under this model".
 """
 
 from __future__ import annotations
 
-from .machine import ORDERS, Emulated, load, load_changed, unavailable
+from .machine import ORDERS, Emulated, load, load_changed, load_hopper, of_hopper, unavailable
 
-__all__ = ["ORDERS", "Emulated", "load", "load_changed", "unavailable"]
+__all__ = ["ORDERS", "Emulated", "load", "load_changed", "load_hopper", "of_hopper", "unavailable"]

@@ -19,7 +19,7 @@ from . import source
 
 HERE = Path(__file__).parent
 INCLUDES = (HERE / "include", builder.INCLUDE)
-RUNTIME = (HERE / "runtime.cpp", HERE / "ptx.cpp")
+RUNTIME = tuple(HERE / f"{name}.cpp" for name in ("runtime", "ptx", "hopper", "wgmma"))
 FLAGS = ("-std=c++20", "-w", "-O2", "-fPIC", "-fvisibility=hidden")
 # Accesses stay what the source says: none of two elements at once.
 DEVICE_FLAGS = (
@@ -31,6 +31,7 @@ DEVICE_FLAGS = (
     "-fno-store-merging",
 )
 DEFINES = ("-D__CUDACC__", "-D__CUDA_ARCH__=800")
+_HOPPER = ("-D__CUDACC__", "-D__CUDA_ARCH__=900", "-D__CUDA_ARCH_FEAT_SM90_ALL")
 ASCENDING, DESCENDING, SHUFFLED = ORDERS = range(3)
 
 
@@ -98,7 +99,19 @@ def load(algorithms: Sequence[registry.Algorithm]) -> dict[registry.Algorithm, E
     return {a: _opened(path) for a, path in zip(algorithms, _at_once(_library, algorithms))}
 
 
-def load_changed(changes: Mapping[str, tuple[registry.Algorithm, str, str]], folder: Path) -> dict[str, Emulated]:
+def load_hopper(algorithm: registry.Algorithm, part: int) -> Emulated:
+    """The same for sm_90a, of one part of its device code (AI3_PART_... of ai3/cuda.h)."""
+    _at_once(_object, RUNTIME)
+    return dataclasses.replace(_opened(_library(algorithm, of_hopper(part), f"-hopper-{part}")), sm=90)
+
+
+def of_hopper(part: int) -> tuple[str, ...]:
+    return (*_HOPPER, f"-DAI3_PART={part}")
+
+
+def load_changed(
+    changes: Mapping[str, tuple[registry.Algorithm, str, str]], folder: Path, defines: Sequence[str] = DEFINES
+) -> dict[str, Emulated]:
     """By a name of each change: an algorithm whose device code has one text replaced by another where it is first."""
 
     def make(name: str) -> Path:
@@ -108,7 +121,7 @@ def load_changed(changes: Mapping[str, tuple[registry.Algorithm, str, str]], fol
             assert found in text, f"{found!r} is not there"
             return text.replace(found, instead, 1)
 
-        return _compile(_source(algorithm), name, folder, change)
+        return _compile(_source(algorithm), name, folder, change, defines)
 
     return {name: _opened(path) for name, path in zip(changes, _at_once(make, changes))}
 
@@ -128,12 +141,12 @@ def _opened(path: Path) -> Emulated:
     return Emulated(library, abi.kernel_table(library))
 
 
-def _library(algorithm: registry.Algorithm) -> Path:
-    file, name = _source(algorithm), f"{builder.file_name(algorithm.label)}-emulated"
+def _library(algorithm: registry.Algorithm, defines: Sequence[str] = DEFINES, of: str = "") -> Path:
+    file, name = _source(algorithm), f"{builder.file_name(algorithm.label)}-emulated{of}"
     own = [*RUNTIME, Path(source.__file__), Path(__file__)]
     extra = {"emulation": sources.digest_of((path.name, path) for path in own)}
-    request = builder.Request(name, (file,), (*DEVICE_FLAGS, *DEFINES), INCLUDES, extra=extra)
-    return cache.obtain(builder.key_of(request), lambda folder: _compile(file, name, folder))
+    request = builder.Request(name, (file,), (*DEVICE_FLAGS, *defines), INCLUDES, extra=extra)
+    return cache.obtain(builder.key_of(request), lambda folder: _compile(file, name, folder, defines=defines))
 
 
 def _object(file: Path) -> Path:
@@ -149,9 +162,15 @@ def _object(file: Path) -> Path:
     return cache.obtain(key, make)
 
 
-def _compile(file: Path, name: str, folder: Path, change: Callable[[str], str] = lambda text: text) -> Path:
+def _compile(
+    file: Path,
+    name: str,
+    folder: Path,
+    change: Callable[[str], str] = lambda text: text,
+    defines: Sequence[str] = DEFINES,
+) -> Path:
     path, device, device_object = (folder / f"{name}{ending}" for ending in (".so", ".device.cpp", ".device.o"))
-    text = _run(*_COMPILER, "-std=c++20", "-E", "-x", "c++", *DEFINES, *_INCLUDE_FLAGS, str(file))
+    text = _run(*_COMPILER, "-std=c++20", "-E", "-x", "c++", *defines, *_INCLUDE_FLAGS, str(file))
     device.write_text(source.rewrite(change(text)))
     _run(*_COMPILER, *DEVICE_FLAGS, "-c", str(device), "-o", str(device_object))
     objects = (device_object, _object(file), *map(_object, RUNTIME))

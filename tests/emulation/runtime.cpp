@@ -24,11 +24,11 @@ namespace ai3_emulation {
 
 namespace {
 
-constexpr unsigned kWarp = 32, kMostThreads = 1024;
+constexpr unsigned kWarp = 32, kMostThreads = 1024, kMostBlocks = 8;                // of a block; of a cluster
 constexpr size_t kStack = 256 * 1024, kArena = 512 * 1024, kGap = 1024, kUnit = 2;  // kUnit: of the shadow
 constexpr unsigned char kPoison = 0xff;                                             // a NaN of any type
 
-enum class State { kReady, kAtBlockBarrier, kAtWarp, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarp, kAsleep, kDone };
 
 struct Copy {
   uint32_t to;
@@ -68,7 +68,7 @@ struct Shadow {
 };
 constexpr uint16_t kMany = 0xffff;
 
-alignas(1024) unsigned char arena[kArena];
+alignas(1024) unsigned char arena[kMostBlocks * kArena];  // each block of a cluster has its own
 Shadow shadow[kArena / kUnit];
 alignas(128) unsigned char parameters[4096];
 
@@ -77,16 +77,19 @@ struct Machine {
   std::vector<Buffer> buffers;
   std::vector<Declaration> declarations;
   std::vector<Fiber> fibers;
-  Warp warps[kMostThreads / kWarp];
+  Warp warps[kMostBlocks * kMostThreads / kWarp];
   unsigned char* stacks = nullptr;
   jmp_buf scheduler;
   const Kernel* kernel = nullptr;
-  unsigned current = 0, threads = 0;
-  uint32_t epoch = 0;  // of barriers, over all launches
+  unsigned current = 0, threads = 0;  // threads of a block; `current` counts those of a cluster
+  unsigned cluster[3] = {1, 1, 1}, blocks = 1;
+  uint3 first_block{};  // of the cluster
+  uint32_t epoch = 0;   // of barriers, over all launches
   uintptr_t image_begin = 0, image_end = 0;
   std::string error;
   int order = 0;       // 0: threads in ascending order, 1: descending, others shuffled
   bool early = false;  // copies are done at once, not when they are waited for
+  bool has_progressed = false;
 };
 
 // Within the library's image, and never destroyed.
@@ -151,7 +154,10 @@ void resume(unsigned i) {
   Machine& m = machine();
   Fiber& fiber = m.fibers[i];
   m.current = i;
-  threadIdx = {i, 0, 0};
+  const unsigned block = i / m.threads;
+  threadIdx = {i % m.threads, 0, 0};
+  blockIdx = {m.first_block.x + block % m.cluster[0], m.first_block.y,
+              m.first_block.z + block / m.cluster[0] % m.cluster[2]};
   if (_setjmp(m.scheduler) != 0) return;
   if (fiber.started) _longjmp(fiber.at, 1);
   fiber.started = true;
@@ -165,17 +171,28 @@ void resume(unsigned i) {
 void use_shared(size_t begin, size_t end, const void* key) {
   Machine& m = machine();
   m.declarations.push_back({key, begin, end});
-  std::memset(arena + begin, kPoison, end - begin);
+  for (unsigned block = 0; block < m.blocks; ++block) std::memset(arena + block * kArena + begin, kPoison, end - begin);
 }
+
+size_t own_arena() { return machine().current / machine().threads * kArena; }
 
 std::string thread_name(unsigned thread) { return "thread " + std::to_string(thread); }
 
+// Whether this memory of the arena, counted from its begin, is some block's.
+bool is_shared(size_t begin, size_t bytes) {
+  const Machine& m = machine();
+  const size_t of_block = begin % kArena;
+  return std::any_of(m.declarations.begin(), m.declarations.end(),
+                     [&](const Declaration& d) { return of_block >= d.begin && of_block + bytes <= d.end; });
+}
+
 void check_shared(size_t begin, size_t bytes, bool writes) {
   Machine& m = machine();
-  const bool inside = std::any_of(m.declarations.begin(), m.declarations.end(),
-                                  [&](const Declaration& d) { return begin >= d.begin && begin + bytes <= d.end; });
+  const bool inside = is_shared(begin, bytes);
   const char* verb = writes ? "writes " : "reads ";
   if (!inside) fail(verb + std::to_string(bytes) + " bytes of shared memory that is not its own");
+  if (!writes) check_landed(begin, bytes);
+  if (has_barriers() || m.blocks > 1) return;  // threads wait for each other in pairs, which is not followed
   const uint16_t self = uint16_t(m.current);
   for (size_t i = begin / kUnit; i < (begin + bytes + kUnit - 1) / kUnit; ++i) {
     Shadow& s = shadow[i];
@@ -232,48 +249,69 @@ void find_buffers(const ai3_args* a, const ai3_kernel* table) {
 void run_block() {
   Machine& m = machine();
   ++m.epoch;
+  start_cluster();
   static uint32_t random = 1;
   for (Warp& warp : m.warps) warp.arrived = 0;
-  std::vector<unsigned> order(m.threads);
-  for (unsigned i = 0; i < m.threads; ++i) {
-    order[i] = m.order == 1 ? m.threads - 1 - i : i;
+  const unsigned threads = m.blocks * m.threads;
+  std::vector<unsigned> order(threads);
+  for (unsigned i = 0; i < threads; ++i) {
+    order[i] = m.order == 1 ? threads - 1 - i : i;
     m.fibers[i].state = State::kReady;
   }
   for (;;) {
-    for (unsigned i = m.threads; m.order > 1 && i > 1; --i) {
+    for (unsigned i = threads; m.order > 1 && i > 1; --i) {
       random = random * 1664525u + 1013904223u;
       std::swap(order[i - 1], order[(random >> 8) % i]);
     }
+    m.has_progressed = false;
     for (const unsigned i : order) {
       if (m.fibers[i].state == State::kReady) resume(i);
       if (!m.error.empty()) return;
     }
-    unsigned done = 0, waiting = 0;
-    bool is_ready = false;
-    for (unsigned i = 0; i < m.threads; ++i) {
-      done += m.fibers[i].state == State::kDone;
-      waiting += m.fibers[i].state == State::kAtBlockBarrier;
-      is_ready |= m.fibers[i].state == State::kReady;
+    unsigned done = 0;
+    bool is_ready = false, is_released = false;
+    for (unsigned block = 0; block < m.blocks; ++block) {
+      unsigned ended = 0, waiting = 0;
+      const auto each = [&](const auto& of) {
+        for (unsigned i = block * m.threads; i < (block + 1) * m.threads; ++i) of(m.fibers[i].state);
+      };
+      each([&](State& state) {
+        ended += state == State::kDone;
+        waiting += state == State::kAtBlockBarrier;
+        is_ready |= state == State::kReady;
+      });
+      done += ended;
+      if (waiting == 0 || ended + waiting < m.threads || waiting % kWarp != 0) continue;
+      each([](State& state) { state = state == State::kAtBlockBarrier ? State::kReady : state; });
+      is_released = true;
     }
-    if (done == m.threads) return;
-    if (is_ready) continue;
-    if (done + waiting < m.threads || waiting % kWarp != 0) {
-      m.error = "some threads of a warp are at a barrier or at an instruction of the whole warp, and others are not";
+    if (done == threads) {
+      m.error = end_cluster();
       return;
     }
-    ++m.epoch;
-    for (unsigned i = 0; i < m.threads; ++i) {
-      if (m.fibers[i].state == State::kAtBlockBarrier) m.fibers[i].state = State::kReady;
+    if (is_released) ++m.epoch;
+    if (is_released || m.has_progressed) continue;
+    if (const size_t count = copies_under_way(); count > 0) {
+      random = random * 1664525u + 1013904223u;
+      if (_setjmp(m.scheduler) != 0) return;  // it fails
+      land_copy(m.order == 0 ? 0 : m.order == 1 ? count - 1 : (random >> 8) % count);
+      continue;
     }
+    m.error = is_ready ? "threads wait for a barrier that nothing arrives at"
+                       : "some threads of a warp are at a barrier or at an instruction of the whole warp, and others "
+                         "are not";
+    return;
   }
 }
 
 std::string run(const int64_t (&grid)[3], unsigned shared) {
   Machine& m = machine();
-  const int64_t blocks = grid[0] * grid[1] * grid[2];
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t block = m.order == 1 ? blocks - 1 - i : i;
-    blockIdx = {unsigned(block % grid[0]), unsigned(block / grid[0] % grid[1]), unsigned(block / grid[0] / grid[1])};
+  const int64_t counts[3] = {grid[0] / m.cluster[0], grid[1], grid[2] / m.cluster[2]};
+  const int64_t clusters = counts[0] * counts[1] * counts[2];
+  for (int64_t i = 0; i < clusters; ++i) {
+    const int64_t cluster = m.order == 1 ? clusters - 1 - i : i;
+    m.first_block = {unsigned(cluster % counts[0]) * m.cluster[0], unsigned(cluster / counts[0] % counts[1]),
+                     unsigned(cluster / counts[0] / counts[1]) * m.cluster[2]};
     m.declarations.clear();
     if (shared > 0) use_shared(0, shared, nullptr);
     run_block();
@@ -292,7 +330,8 @@ std::string run(const int64_t (&grid)[3], unsigned shared) {
 Registered::Registered(Kernel kernel) { machine().kernels.push_back(kernel); }
 
 std::string launch(const ai3_args* args, const ai3_kernel* table, const char* name, const int64_t (&grid)[3],
-                   unsigned threads, unsigned shared, const void* params, size_t params_bytes) {
+                   unsigned threads, unsigned shared, const void* params, size_t params_bytes,
+                   const unsigned (&cluster)[3]) {
   Machine& m = machine();
   const auto kernel =
       std::find_if(m.kernels.begin(), m.kernels.end(), [&](const Kernel& k) { return std::strcmp(k.name, name) == 0; });
@@ -312,16 +351,34 @@ std::string launch(const ai3_args* args, const ai3_kernel* table, const char* na
   if (shared > most * 1024) return refused(std::to_string(shared) + " bytes of shared memory");
   if (m.stacks == nullptr) {
     dl_iterate_phdr(find_image, nullptr);
-    m.stacks = static_cast<unsigned char*>(mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE,
+    m.stacks = static_cast<unsigned char*>(mmap(nullptr, kMostBlocks * kMostThreads * kStack, PROT_READ | PROT_WRITE,
                                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    m.fibers.resize(kMostThreads);
+    m.fibers.resize(kMostBlocks * kMostThreads);
   }
   m.kernel = &*kernel, m.threads = threads;
+  std::copy(cluster, cluster + 3, m.cluster);
+  m.blocks = cluster[0] * cluster[1] * cluster[2];
+  if (cluster[1] != 1 || m.blocks > kMostBlocks || grid[0] % cluster[0] != 0 || grid[2] % cluster[2] != 0)
+    return refused("clusters that its grid is not of");
   std::memcpy(parameters, params, params_bytes);
   find_buffers(args, table);
   gridDim = {unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2])}, blockDim = {threads, 1, 1};
   ++kernel->launches;
   return run(grid, shared);
+}
+
+std::string launch_error;
+
+int launch_named(void* kernel, const int64_t (&grid)[3], const unsigned (&cluster)[3], unsigned threads,
+                 unsigned shared, const void* params) {
+  const auto& launched = *static_cast<const Launched*>(kernel);
+  const auto& kernels = machine().kernels;
+  const auto found =
+      std::find_if(kernels.begin(), kernels.end(), [&](const Kernel& k) { return k.name == launched.name; });
+  const size_t bytes = found == kernels.end() ? 0 : found->params;
+  launch_error =
+      launch(launched.args, launched.table, launched.name.c_str(), grid, threads, shared, params, bytes, cluster);
+  return launch_error.empty() ? 0 : 1;
 }
 
 void fail(const std::string& what) {
@@ -333,9 +390,9 @@ void fail(const std::string& what) {
 void check(const void* address, size_t bytes, bool writes, bool aligned) {
   Machine& m = machine();
   const uintptr_t at = reinterpret_cast<uintptr_t>(address);
-  if (at - reinterpret_cast<uintptr_t>(m.stacks) < kMostThreads * kStack) return;
+  if (at - reinterpret_cast<uintptr_t>(m.stacks) < kMostBlocks * kMostThreads * kStack) return;
   const char* verb = writes ? "writes " : "reads ";
-  if (const uintptr_t offset = at - reinterpret_cast<uintptr_t>(arena); offset < kArena) {
+  if (const uintptr_t offset = at - reinterpret_cast<uintptr_t>(arena); offset < sizeof arena) {
     if (aligned && at % bytes != 0) fail(verb + std::to_string(bytes) + " bytes of shared memory that are not aligned");
     return check_shared(offset, bytes, writes);
   }
@@ -358,7 +415,29 @@ void check(const void* address, size_t bytes, bool writes, bool aligned) {
   fail(verb + std::to_string(bytes) + " bytes at " + where);
 }
 
-void block_barrier() { wait(State::kAtBlockBarrier); }
+void block_barrier() {
+  machine().has_progressed = true;
+  wait(State::kAtBlockBarrier);
+}
+
+unsigned current_thread() { return machine().current; }
+void yield() { leave(); }
+void wait_to_be_woken() {
+  machine().has_progressed = true;
+  wait(State::kAsleep);
+}
+void wake(unsigned thread) {
+  machine().fibers[thread].state = State::kReady;
+  machine().has_progressed = true;
+}
+void note_progress() { machine().has_progressed = true; }
+bool copies_are_early() { return machine().early; }
+unsigned current_block() { return machine().current / machine().threads; }
+unsigned current_warp() { return threadIdx.x / kWarp; }
+unsigned threads_of_cluster() { return machine().blocks * machine().threads; }
+void check_arena(uint32_t begin, uint32_t bytes) {
+  if (!is_shared(begin, bytes)) fail("has " + std::to_string(bytes) + " bytes of shared memory that is not its own");
+}
 
 void warp_barrier() {
   meet("__syncwarp", nullptr, [](void**) {});
@@ -371,6 +450,7 @@ void meet(const char* instruction, void* own, void (*compute)(void**)) {
     fail(std::string("is at ") + instruction + ", and others of its warp are at " + warp.instruction);
   warp.instruction = instruction;
   warp.lanes[m.current % kWarp] = own;
+  m.has_progressed = true;
   if (++warp.arrived < kWarp) return wait(State::kAtWarp);
   warp.arrived = 0;
   compute(warp.lanes);
@@ -382,27 +462,37 @@ void* static_shared(const void* key, size_t bytes, size_t alignment) {
   Machine& m = machine();
   size_t end = 0;
   for (const Declaration& d : m.declarations) {
-    if (d.key == key) return arena + d.begin;
+    if (d.key == key) return arena + own_arena() + d.begin;
     end = d.end + kGap;
   }
   const size_t begin = (end + alignment - 1) / alignment * alignment;
   if (begin + bytes > kArena || bytes > 48 * 1024) fail("has more than 48 KiB of static shared memory");
   use_shared(begin, begin + bytes, key);
-  return arena + begin;
+  return arena + own_arena() + begin;
 }
 
-void* dynamic_shared(size_t) { return arena; }
+void* dynamic_shared(size_t) { return arena + own_arena(); }
 
 uint32_t shared_address(const void* p) {
-  const uintptr_t offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(arena);
-  if (offset >= kArena) fail("takes the shared address of memory that is not shared");
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(arena) - own_arena();
+  if (offset >= kArena) fail("takes the shared address of memory that is not its block's");
   return uint32_t(offset);
 }
 
-void* shared_pointer(uint32_t address) {
-  if (address >= kArena) fail("has a shared address behind all shared memory");
-  return arena + address;
+uint32_t in_arena(uint32_t address) {
+  if (address < kArena) return uint32_t(own_arena()) + address;
+  const Machine& m = machine();
+  const unsigned block = address / kOfBlock - 1, offset = address % kOfBlock;
+  if (address < kOfBlock || block >= m.blocks || offset >= kArena)
+    fail("has a shared address behind all shared memory");
+  const auto first = m.fibers.begin() + std::ptrdiff_t(block * m.threads);
+  if (std::all_of(first, first + std::ptrdiff_t(m.threads), [](const Fiber& f) { return f.state == State::kDone; }))
+    fail("reaches into a block of its cluster that has ended");
+  return block * uint32_t(kArena) + offset;
 }
+
+void* shared_pointer(uint32_t address) { return arena + in_arena(address); }
+void* arena_pointer(uint32_t offset) { return arena + offset; }
 
 void copy_async(uint32_t to, const void* from, unsigned bytes, unsigned from_bytes) {
   Machine& m = machine();

@@ -96,7 +96,8 @@ def _instruction(text: str, operands: list[str]) -> str:
     guard, text = re.fullmatch(r"(?:@(!?\w+)\s+)?(.*)", text, re.S).groups()  # type: ignore[union-attr]
     name, _, rest = text.partition(" ")
     given = [re.sub(r"%(\d+)", lambda m: operands[int(m[1])], o).strip() for o in re.split(r"[{}\[\],]", rest)]
-    call = f"ai3_emulation::ptx::{re.sub(r'[^A-Za-z0-9]+', '_', name)}({', '.join(o for o in given if o)});"
+    wanted = ", ".join(o for o in given if o not in ("", "_"))  # _ is a result that is not
+    call = f"ai3_emulation::ptx::{re.sub(r'[^A-Za-z0-9]+', '_', name)}({wanted});"
     return f"if ({guard}) {call}" if guard else call
 
 
