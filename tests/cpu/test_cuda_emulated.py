@@ -18,7 +18,10 @@ from ai3_compile.testing import calls, cases, harness, references
 from tests import emulation
 from tests.gpu_cases import CONVS, LARGE, POINTWISE, POOLS, behind_a_norm
 
-pytestmark = pytest.mark.skipif(emulation.unavailable() is not None, reason=str(emulation.unavailable()))
+pytestmark = [
+    pytest.mark.skipif(emulation.unavailable() is not None, reason=str(emulation.unavailable())),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # As in tests/cuda/test_kernels.py.
@@ -33,15 +36,6 @@ WHOLE = {("conv2d", "direct"), ("conv2d", "smm"), ("linear", "gemm")} | {
     (operation, "direct") for operation in ("maxpool2d", "avgpool2d", "adaptiveavgpool2d", "relu", "flatten")
 }
 ALLOWING_TF32 = {("conv2d", "implicit gemm"), ("linear", "gemm"), ("linear", "direct")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Of PyTorch's: the tensors are small, and threads that wait for work take the time of the emulation."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,28 +3,28 @@ ABI, against float64. tests/cuda/test_tiles.py runs them on a GPU."""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import itertools
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from ai3_compile import registry
 from ai3_compile.backends import abi
 from ai3_compile.ops import activations
-from ai3_compile.testing import calls, harness, references
+from ai3_compile.testing import calls
 from ai3_compile.testing.cases import NONE, Conv
-from tests import emulation
+from tests import emulation, gpu_tiles
 from tests.gpu_cases import behind_a_norm
 
-pytestmark = pytest.mark.skipif(emulation.unavailable() is not None, reason=str(emulation.unavailable()))
+pytestmark = [
+    pytest.mark.skipif(emulation.unavailable() is not None, reason=str(emulation.unavailable())),
+    pytest.mark.usefixtures("one_thread"),
+]
 
-ALGORITHM = registry.find("conv2d", "implicit gemm@cuda")
 # Of ai3/cuda.h; bfloat16 is float16's code with another type.
 PARTS = {"float16": 1, "tf32": 3, "float32": 4}
-LIMITS = {"float16": 6e-4, "tf32": 2e-3}
 # Blocks of depth are of 64 channels, in float32 of 32; a GPU has three multiprocessors here.
 CASES = (
     Conv("patches-equal", 64, (8, 16), 64),
@@ -44,83 +44,52 @@ NORMED = (
     Conv("normed-below", 40, (5, 7), 24, (1, 1), padding=NONE),
     Conv("normed-above", 136, (9, 10), 72, (1, 1), padding=NONE),
 )
-VARIANTS = ("bias, relu", "bias, residual, relu")
-# Other activations, and sums that are exchanged, end through shared memory.
+# Whose sums end through shared memory too.
 SILU = ("patches-equal", "matrix", "shallow-below", "few-rows-below")
 # Copies at once, and as late as they may be, the first, the last or any of them first.
 ORDERS = ((0, True), (0, False), (1, False), (2, False))
-_MOST_TILES = 32
 KINDS = ("bulk", "halo", "resident", "thin", "stream", "prologue")
 ran: set[tuple[str, str]] = set()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=PARTS)
 def emulated(request):
-    found = emulation.load_hopper(ALGORITHM, PARTS[request.param])
+    found = emulation.load_hopper(gpu_tiles.ALGORITHM, PARTS[request.param])
     return request.param, dataclasses.replace(found, allow_tf32=request.param == "tf32")
 
 
 @dataclasses.dataclass
-class Tile(emulation.Emulated):
-    """Runs one tile, with the depth in so many shares."""
-
-    tile: int = 0
-    shares: int = 1
-    name: str | None = None
+class WithRun(emulation.Emulated):
+    other_run: Callable[[abi.Args], None] | None = None
 
     def run(self, args: abi.Args) -> None:
-        run_tile = self.library.ai3_run_tile
-        run_tile.argtypes = [ctypes.POINTER(abi.Args), ctypes.c_int32, ctypes.c_int32]
-        run_tile.restype = ctypes.c_char_p
-        name = run_tile(self.on_gpu(args), self.tile, self.shares)
-        self.name = None if name is None else name.decode()
+        assert self.other_run is not None
+        self.other_run(self.on_gpu(args))
 
 
 def call_of(case: Conv, dtype: str, variant: str) -> calls.Call:
-    has_residual = "residual" in variant
-    call = calls.conv2d(case, torch.float32, variant if has_residual else "bias, residual, relu")
-    call = calls.in_dtype(call, torch.float16 if dtype == "float16" else torch.float32, "cpu")
-    call.input[call.input.isnan()] = torch.nan
-    return call if has_residual else dataclasses.replace(call, residual=None)
+    call = gpu_tiles.call_of(case, dtype, variant, "cpu")
+    call.input[call.input.isnan()] = torch.nan  # the CPU makes some of all ones, which is what unwritten memory holds
+    return call
 
 
-def judged(
-    table: emulation.Emulated, dtype: str, call: calls.Call, expected: torch.Tensor, **how: object
-) -> tuple[set[tuple[str, int]], list[str]]:
-    """The names and shares of the tiles that compute the call, and what is wrong with them."""
-    computed, found = set(), []
-    limit = LIMITS.get(dtype) or references.bound("conv2d", ALGORITHM.name, call.spec.dtype, call.terms)
-    for number, (tile, shares) in enumerate(itertools.product(range(_MOST_TILES), (1, 4))):
-        run = Tile(**{f.name: getattr(table, f.name) for f in dataclasses.fields(table)}, tile=tile, shares=shares)
-        order, early = ORDERS[(number + len(call.spec.name)) % len(ORDERS)]
-        run.set_order(order, early)
-        activation = activations.NUMBERS[call.activation]
-        try:
-            output = harness.run_kernel(run, call.spec, *call.tensors, activation, abi.NHWC, **how)
-            error = references.judge(output, expected, limit)[1]
-        except (harness.KernelMemoryError, RuntimeError) as raised:
-            error = str(raised)
-        if run.name is None and error is not None and "not written" in error:
-            continue  # there is no such tile
-        computed.add((str(run.name), shares))
-        found += [] if error is None else [f"{run.name}, {shares} shares, order {order} {early}: {error}"]
-    return computed, found
+def judged(table: emulation.Emulated, dtype: str, call: calls.Call, **how: object) -> tuple[set[tuple[str, int]], list]:
+    fields = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    orders = itertools.cycle(ORDERS[len(call.spec.name) % len(ORDERS) :] + ORDERS)
+
+    def with_run(run: Callable[[abi.Args], None]) -> WithRun:
+        table.set_order(*next(orders))
+        return WithRun(**fields, other_run=run)
+
+    return gpu_tiles.judged(table.library, with_run, call, dtype, (1, 4), **how)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_every_tile(case, emulated):
     dtype, table = emulated
-    for variant in (*VARIANTS, "bias, residual, silu") if case.id in SILU else VARIANTS:
+    for variant in gpu_tiles.VARIANTS if case.id in SILU else gpu_tiles.VARIANTS[:2]:
         call = call_of(case, dtype, variant)
-        computed, found = judged(table, dtype, call, call.compute(torch.float64))
+        computed, found = judged(table, dtype, call)
         assert not found, "\n".join([variant, *found[:8]])
         kinds = {name.split("_")[-1] for name, _ in computed}
         assert "bulk" in kinds
@@ -137,7 +106,7 @@ def test_every_tile_that_pools(case, emulated):
     dtype, table = emulated
     call = call_of(case, dtype, "bias, relu")
     expected = torch.nn.functional.max_pool2d(call.compute(torch.float64), 2)
-    computed, found = judged(table, dtype, call, expected, pools=True)
+    computed, found = judged(table, dtype, call, expected=expected, pools=True)
     assert not found, "\n".join(found[:8])
     assert bool(computed) == (dtype != "float32")
     ran.add((dtype, case.id))
@@ -149,7 +118,7 @@ def test_every_tile_behind_a_norm(case, emulated):
     call = dataclasses.replace(call_of(case, dtype, "bias, relu"), activation="identity")
     scale, shift, expected = behind_a_norm(call, 0.0)
     prologue = scale, shift, activations.NUMBERS["relu"]
-    computed, found = judged(table, dtype, call, expected, prologue=prologue)
+    computed, found = judged(table, dtype, call, expected=expected, prologue=prologue)
     # What is read is rounded once more than without it.
     assert not found, "\n".join(found[:8])
     assert computed and all(name.endswith("_prologue") for name, _ in computed)
@@ -194,7 +163,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    changes = {name: (ALGORITHM, *change) for name, (change, _) in CHANGES.items()}
+    changes = {name: (gpu_tiles.ALGORITHM, *change) for name, (change, _) in CHANGES.items()}
     folder = tmp_path_factory.mktemp("changed")
     found = emulation.load_changed(changes, folder, emulation.of_hopper(PARTS["tf32"]))
     return {name: dataclasses.replace(table, sm=90, allow_tf32=True) for name, table in found.items()}
@@ -204,7 +173,7 @@ def changed(tmp_path_factory):
 def test_what_is_wrong_is_seen(name, changed):
     case, said = CHANGES[name][1]
     found = []
-    for variant in VARIANTS[1], "bias, residual, silu":
+    for variant in gpu_tiles.VARIANTS[1:]:
         call = call_of(BY_NAME[case], "tf32", variant)
-        found += judged(changed[name], "tf32", call, call.compute(torch.float64))[1]
+        found += judged(changed[name], "tf32", call)[1]
     assert any(re.search(said, problem) for problem in found), found[:3]

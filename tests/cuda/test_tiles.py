@@ -6,8 +6,6 @@ Sums end with a bias and a ReLU from registers, with a residual too, and with a 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
-import itertools
 import math
 
 import pytest
@@ -15,15 +13,12 @@ import torch
 
 from ai3_compile import registry
 from ai3_compile.backends import builder
-from ai3_compile.errors import KernelMemoryError
-from ai3_compile.ops import activations
-from ai3_compile.testing import calls, harness, references
+from ai3_compile.testing import calls, harness
 from ai3_compile.testing.cases import NONE, Conv
+from tests import gpu_tiles
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-ALGORITHM = registry.find("conv2d", "implicit gemm@cuda")
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 # Tiles of images are of 8x16, 16x16 and fewer pixels; blocks of depth of 64 channels, in float32 of 32.
 CASES = (
     Conv("image-equal", 64, (16, 16), 64, batch=2),
@@ -47,26 +42,21 @@ CASES = (
 )
 # Those whose weights are few enough to stay in shared memory.
 RESIDENT = ("image-equal", "image-divides", "groups", "window-1x7")
-VARIANTS = ("bias, relu", "bias, residual, relu", "bias, residual, silu")
-_MOST_TILES = 32
 
 
 @pytest.fixture(scope="module")
 def library():
     platform = registry.platforms()["cuda"]
-    platform.load([ALGORITHM])
-    (path,) = builder.build_many([platform.request(ALGORITHM)])
-    found = ctypes.CDLL(str(path))
-    found.ai3_run_tile.argtypes = [ctypes.POINTER(harness.abi.Args), ctypes.c_int32, ctypes.c_int32]
-    found.ai3_run_tile.restype = ctypes.c_char_p
-    return found
+    platform.load([gpu_tiles.ALGORITHM])
+    (path,) = builder.build_many([platform.request(gpu_tiles.ALGORITHM)])
+    return ctypes.CDLL(str(path))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", gpu_tiles.DTYPES)
+@pytest.mark.parametrize("variant", gpu_tiles.VARIANTS)
 def test_every_tile(case, dtype, variant, library):
-    made = made_of(case, dtype, variant)
+    made = gpu_tiles.call_of(case, dtype, variant, "cuda")
     computed = judged(made, dtype, library)
     assert {splits for _, splits in computed} >= {1}
     if torch.cuda.get_device_capability() == (9, 0):
@@ -85,9 +75,9 @@ def test_every_tile(case, dtype, variant, library):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.size != (1, 1)], ids=lambda case: case.id)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", gpu_tiles.DTYPES)
 def test_every_tile_that_pools(case, dtype, library):
-    computed = judged(made_of(case, dtype, "bias, relu"), dtype, library, pools=True)
+    computed = judged(gpu_tiles.call_of(case, dtype, "bias, relu", "cuda"), dtype, library, pools=True)
     has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
     if torch.cuda.get_device_capability() == (9, 0) and has_halo:
         tiles = {"128x64_halo", "128x128_halo", "256x64_halo", "256x128_halo"}
@@ -99,45 +89,22 @@ def test_every_tile_that_pools(case, dtype, library):
 
 
 def test_the_largest_of_four_is_nan_where_one_is(library):
-    made = made_of(CASES[0], "float16", "bias, relu")
+    made = gpu_tiles.call_of(CASES[0], "float16", "bias, relu", "cuda")
     made.tensors[0][1, :, 5, 6] = float("nan")
     judged(made, "float16", library, pools=True)
 
 
-def made_of(case: Conv, dtype: str, variant: str) -> calls.Call:
-    has_residual = "residual" in variant
-    made = calls.conv2d(case, torch.float32, variant if has_residual else "bias, residual, relu")
-    made = calls.in_dtype(made, DTYPES[dtype], "cuda")
-    return made if has_residual else dataclasses.replace(made, residual=None)
-
-
 def judged(made: calls.Call, dtype: str, library: ctypes.CDLL, pools: bool = False) -> set[tuple[str, int]]:
     """The names and shares of the tiles that computed it, each within the bound."""
-    expected, computed, found = made.compute(torch.float64), set(), []
+    expected = made.compute(torch.float64)
     if pools:
         expected = torch.nn.functional.max_pool2d(expected, 2)
-    limit = 2e-3 if dtype == "tf32" else references.bound("conv2d", ALGORITHM.name, made.spec.dtype, made.terms)
-    table = harness.abi.Kernel.from_buffer_copy(harness.table_of(ALGORITHM))
-    for tile, splits in itertools.product(range(_MOST_TILES), (1, 2, 4, 8)):
-        names = []
+    table = harness.abi.Kernel.from_buffer_copy(harness.table_of(gpu_tiles.ALGORITHM))
 
-        def run(args):
-            name = library.ai3_run_tile(args, tile, splits)  # noqa: B023
-            names.extend([] if name is None else [name.decode()])  # noqa: B023
+    def with_run(run):
+        table.run = type(table.run)(run)
+        return table
 
-        kept = table.run = type(table.run)(run)
-        number = activations.NUMBERS[made.activation]
-        how = {"layout": harness.abi.NHWC, "allow_tf32": dtype == "tf32", "pools": pools}
-        try:
-            output = harness.run_kernel(table, made.spec, *made.tensors, number, **how)
-        except KernelMemoryError:
-            if names:
-                raise
-            continue  # there is no such tile, and nothing is written
-        finally:
-            del kept
-        error = references.judge(output, expected, limit)[1]
-        computed.add((names[0], splits))
-        found += [] if error is None else [f"{names[0]}, {splits} shares: {error}"]
+    computed, found = gpu_tiles.judged(library, with_run, made, dtype, (1, 2, 4, 8), expected, pools=pools)
     assert not found, "\n".join(found[:8])
     return computed

@@ -5,7 +5,7 @@ A .cu file becomes one shared library with the ordinary table of ai3/kernel.h, w
 - Its host part is compiled as it is, with include/ai3/cuda.h before the one of kernels/include.
 - Its device part is preprocessed, `asm` and `__shared__` are rewritten (source.py), and it is compiled with the
   compiler's calls before every access of memory (-fsanitize=thread, without its library).
-- runtime.cpp runs a block of threads at a time, every thread a fiber, in an order of the test's choice.
+- runtime.cpp runs a block or cluster at a time, every thread a fiber, in an order of the test's choice.
 
 What is seen: results (the caller compares them); reads and writes outside of the call's buffers, of an input or of
 shared memory; accesses that are not aligned to their size; two threads that access shared memory, one of them writing,

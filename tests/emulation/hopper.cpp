@@ -1,6 +1,6 @@
 // A model of what sm_90a has besides (hopper.h), by the PTX ISA. Copies of the tensor memory accelerator and bulk
 // copies are done as late as nothing else goes on, in an order of the test's choice, or at once; until then what they
-// are to write must not be read. Products of a warpgroup are done at once, by each warp its 16 rows.
+// are to write must not be read.
 #include <ai3_emulation/hopper.h>
 #include <ai3_emulation/ptx.h>
 
@@ -74,13 +74,12 @@ void start(uint32_t to, uint32_t bytes, uint32_t barrier, std::function<void(uin
 
 // Of a tensor, as the driver's encoding of it is.
 struct TensorMap {
-  uint64_t mark;
   char* data;
   int64_t size[4], stride[4];  // elements; bytes
   int box[4], step[4], lower[2], upper[2];
   int rank, element, pixels;  // pixels of a copy of windows; 0 of others
 };
-static_assert(sizeof(TensorMap) <= 256);
+// Of the launch to come, by what lies in the kernel's parameters.
 std::map<uint64_t, TensorMap>& tensor_maps() {
   static auto* const maps = new std::map<uint64_t, TensorMap>();
   return *maps;
@@ -115,7 +114,8 @@ int encode_tiled(void* map, int type, uint32_t rank, void* data, const uint64_t*
   if (swizzle != 3) return 1;
   for (int d = 0; d < m.rank; ++d) {
     m.size[d] = int64_t(sizes[d]), m.stride[d] = d == 0 ? m.element : int64_t(strides[d - 1]);
-    m.box[d] = int(box[d]), m.step[d] = int(steps[d]);
+    m.box[d] = int(box[d]);
+    if (steps[d] != 1) return 1;
     if (m.box[d] < 1 || m.box[d] > 256) return 1;
   }
   return m.box[0] * m.element == 128 ? encode(map, m) : 1;
@@ -156,8 +156,10 @@ int launch_ex(const Config* config, void* kernel, void** params, void**) {
   for (unsigned i = 0; i < config->count; ++i) {
     if (config->attributes[i].id == kClusterDimension) std::copy_n(config->attributes[i].value, 3, cluster);
   }
-  return launch_named(kernel, {config->grid[0], config->grid[1], config->grid[2]}, cluster, config->block[0],
-                      config->shared, params[0]);
+  const int result = launch_named(kernel, {config->grid[0], config->grid[1], config->grid[2]}, cluster,
+                                  config->block[0], config->shared, params[0]);
+  tensor_maps().clear();
+  return result;
 }
 
 // A row of 128 bytes from memory, zeros outside of the tensor; `at` counts rows of the tile.
@@ -181,10 +183,11 @@ void land_row(const TensorMap& m, uint32_t to, int at, int64_t channel, int64_t 
 }  // namespace
 
 void* driver_function(const char* name) {
-  const std::map<std::string, void*> known = {{"cuTensorMapEncodeTiled", reinterpret_cast<void*>(encode_tiled)},
-                                              {"cuTensorMapEncodeIm2col", reinterpret_cast<void*>(encode_windows)},
-                                              {"cuDeviceGetAttribute", reinterpret_cast<void*>(device_attribute)},
-                                              {"cuLaunchKernelEx", reinterpret_cast<void*>(launch_ex)}};
+  static const std::map<std::string, void*> known = {
+      {"cuTensorMapEncodeTiled", reinterpret_cast<void*>(encode_tiled)},
+      {"cuTensorMapEncodeIm2col", reinterpret_cast<void*>(encode_windows)},
+      {"cuDeviceGetAttribute", reinterpret_cast<void*>(device_attribute)},
+      {"cuLaunchKernelEx", reinterpret_cast<void*>(launch_ex)}};
   const auto found = known.find(name);
   return found == known.end() ? nullptr : found->second;
 }

@@ -1,4 +1,5 @@
-// Runs the kernels of one emulated .cu file: a block at a time, each of its threads a fiber that runs until it waits.
+// Runs the kernels of one emulated .cu file: a cluster at a time, most often of one block, each of its threads a fiber
+// that runs until it waits.
 // Compiled without the instrumentation of device code, whose every access of memory is a call of __tsan_* below: only
 // the call's buffers may be accessed, and shared memory by two threads only with a barrier in between where one writes.
 #include <ai3_emulation/runtime.h>
@@ -246,7 +247,7 @@ void find_buffers(const ai3_args* a, const ai3_kernel* table) {
     add_buffer("workspace", a->workspace, int64_t(table->workspace_bytes(a)), true);
 }
 
-void run_block() {
+void run_cluster() {
   Machine& m = machine();
   ++m.epoch;
   start_cluster();
@@ -314,7 +315,7 @@ std::string run(const int64_t (&grid)[3], unsigned shared) {
                      unsigned(cluster / counts[0] / counts[1]) * m.cluster[2]};
     m.declarations.clear();
     if (shared > 0) use_shared(0, shared, nullptr);
-    run_block();
+    run_cluster();
     if (m.error.empty()) continue;
     // What the fibers hold is given up: they start again.
     for (Fiber& fiber : m.fibers) fiber.started = false, fiber.copies.clear(), fiber.groups.clear();

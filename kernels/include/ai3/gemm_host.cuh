@@ -56,7 +56,7 @@ struct TensorMaps {
   }
 };
 
-// A matrix with `pixel` elements from a row to the next, of which `box` rows of 128 bytes are copied at once.
+// A matrix with `pixel` elements from a row to the next, of which `box_rows` rows of 128 bytes are copied at once.
 inline bool encode_matrix(const ai3_args* a, const void* data, int64_t columns, int64_t rows, int64_t pixel,
                           int box_rows, void* map) {
   const TensorMaps* maps = TensorMaps::get();

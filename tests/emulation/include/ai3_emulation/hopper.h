@@ -1,5 +1,5 @@
 // The PTX instructions of sm_90a that ai3's device code has, as those of ptx.h: barriers in shared memory, bulk copies
-// and the tensor memory accelerator, and products of a warpgroup. A cluster is of one block.
+// and the tensor memory accelerator, products of a warpgroup, and clusters.
 #pragma once
 
 #include <ai3_emulation/runtime.h>
