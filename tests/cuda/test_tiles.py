@@ -40,8 +40,9 @@ CASES = (
     Conv("few-rows-deep", 8192, (1, 1), 2048, (1, 1), batch=10, padding=NONE),
     Conv("shallow-many-tiles-a-block", 40, (61, 59), 1096, (1, 1), batch=2, padding=NONE),
 )
-# Those whose weights are few enough to stay in shared memory.
-RESIDENT = ("image-equal", "image-divides", "groups", "window-1x7")
+# Those whose weights are few enough to stay in shared memory, and those that are in half as many bytes.
+RESIDENT = {"tf32": ("image-equal", "image-divides", "groups", "window-1x7")}
+RESIDENT["float16"] = RESIDENT["bfloat16"] = (*RESIDENT["tf32"], "image-below", "image-above", "dilation")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def test_every_tile(case, dtype, variant, library):
         tiles = {name for name, _ in computed}
         has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
         assert any(name.endswith("_halo") for name in tiles) == has_halo, tiles
-        is_clamp = dtype not in ("tf32", "float32") and made.activation == "relu"
-        assert ("128x64_resident" in tiles) == (is_clamp and case.id in RESIDENT), tiles
+        is_clamp = dtype != "float32" and made.activation == "relu"
+        assert ("128x64_resident" in tiles) == (is_clamp and case.id in RESIDENT[dtype]), tiles
         is_few = dtype != "float32" and case.kernel == (1, 1) and case.batch * math.prod(case.size) <= 64
         assert ("16x64_thin" in tiles) == is_few, tiles
         is_shallow = dtype != "float32" and made.activation == "relu" and case.id.startswith("shallow")
@@ -81,17 +82,17 @@ def test_every_tile_that_pools(case, dtype, library):
     has_halo = dtype != "float32" and case.stride == (1, 1) and case.kernel != (1, 1)
     if torch.cuda.get_device_capability() == (9, 0) and has_halo:
         tiles = {"128x64_halo", "128x128_halo", "256x64_halo", "256x128_halo"}
-        if dtype != "tf32":
-            tiles |= {"128x64_resident"} if case.id in RESIDENT else set()
+        tiles |= {"128x64_resident"} if case.id in RESIDENT[dtype] else set()
         assert computed == {(name, 1) for name in tiles}
     else:
         assert not computed
 
 
-def test_the_largest_of_four_is_nan_where_one_is(library):
-    made = gpu_tiles.call_of(CASES[0], "float16", "bias, relu", "cuda")
+@pytest.mark.parametrize("dtype", ["float16", "tf32"])
+def test_the_largest_of_four_is_nan_where_one_is(dtype, library):
+    made = gpu_tiles.call_of(CASES[0], dtype, "bias, relu", "cuda")
     made.tensors[0][1, :, 5, 6] = float("nan")
-    judged(made, "float16", library, pools=True)
+    judged(made, dtype, library, pools=True)
 
 
 def judged(made: calls.Call, dtype: str, library: ctypes.CDLL, pools: bool = False) -> set[tuple[str, int]]:

@@ -18,9 +18,9 @@ namespace ai3 {
   AI3_KERNEL_BLOCKS(8 * 32 + 32, blocks, gemm_##math_name##_##tile##_halo, ai3::GemmParams) { \
     ai3::implicit_gemm_halo<ai3::Math::math, down, right, columns, 8>(p);                     \
   }
-#define AI3_GEMM_RESIDENT(math_name, math)                                                                    \
+#define AI3_GEMM_RESIDENT(math_name, math, down, right)                                                       \
   AI3_KERNEL_BLOCKS(ai3::kResidentTeams * 128 + 32, 1, gemm_##math_name##_128x64_resident, ai3::GemmParams) { \
-    ai3::implicit_gemm_resident<ai3::Math::math, 1, 2, 64>(p);                                                \
+    ai3::implicit_gemm_resident<ai3::Math::math, down, right, 64>(p);                                         \
   }
 #define AI3_GEMMS_HALO(name, math)                 \
   AI3_GEMM_HALO(name, math, 1, 2, 64, 3, 128x64)   \
@@ -31,16 +31,17 @@ namespace ai3 {
 #if AI3_HAS_PART(AI3_PART_FLOAT16)
 AI3_GEMMS_PROLOGUE(float16, kFloat16)
 AI3_GEMMS_HALO(float16, kFloat16)
-AI3_GEMM_RESIDENT(float16, kFloat16)
+AI3_GEMM_RESIDENT(float16, kFloat16, 1, 2)
 #endif
 #if AI3_HAS_PART(AI3_PART_BFLOAT16)
 AI3_GEMMS_PROLOGUE(bfloat16, kBFloat16)
 AI3_GEMMS_HALO(bfloat16, kBFloat16)
-AI3_GEMM_RESIDENT(bfloat16, kBFloat16)
+AI3_GEMM_RESIDENT(bfloat16, kBFloat16, 1, 2)
 #endif
 #if AI3_HAS_PART(AI3_PART_TF32)
 AI3_GEMMS_PROLOGUE(tf32, kTf32)
 AI3_GEMMS_HALO(tf32, kTf32)
+AI3_GEMM_RESIDENT(tf32, kTf32, 2, 1)
 #endif
 #if AI3_HAS_PART(AI3_PART_FLOAT32)
 AI3_GEMM_BULK(float32, kFloat32, 64, 64, 4, 3, _prologue, true)

@@ -49,7 +49,7 @@ __device__ __forceinline__ void finish_pooled(const GemmParams& p, const Sums& s
 template <int Threads>
 __device__ __forceinline__ void round_part(uint32_t at, int bytes) {
 #pragma unroll 4
-  for (int i = threadIdx.x * 16; i < bytes; i += Threads * 16) {
+  for (int i = threadIdx.x % Threads * 16; i < bytes; i += Threads * 16) {
     const uint4 a = load_shared(at + i);
     store_shared(at + i, {rounded_tf32(a.x), rounded_tf32(a.y), rounded_tf32(a.z), rounded_tf32(a.w)});
   }

@@ -115,7 +115,7 @@ inline bool gemm_may_stream(const GemmShape& s) {
 
 inline GemmTiles gemm_tiles(const GemmShape& s) {
   // Patches of the image first, of which there are as many.
-  constexpr int kPatches = 5, kTf32Patches = 4;
+  constexpr int kPatches = 5;
   static constexpr GemmTile kBulk[] = {
       {128, 64, 288, 3, "128x64_halo", 1, 2},
       {128, 128, 288, 2, "128x128_halo", 1, 2},
@@ -141,6 +141,7 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
       {128, 128, 288, 2, "128x128_halo", 1, 2},
       {256, 64, 288, 2, "256x64_halo", 2, 2},
       {256, 128, 288, 1, "256x128_halo", 2, 2},
+      {128, 64, 416, 1, "128x64_resident", 2, 1, GemmKind::kResident},
       {64, 32, 160, 6, "64x32_bulk"},
       {128, 32, 288, 3, "128x32_bulk"},
       {64, 64, 160, 5, "64x64_bulk"},
@@ -166,12 +167,12 @@ inline GemmTiles gemm_tiles(const GemmShape& s) {
   const bool strict = gemm_is_strict(s.args), is_float32 = s.args->dtype == AI3_FLOAT32;
   if (s.args->pools) {
     if (!gemm_is_bulk(s) || !gemm_has_halo(s)) return {nullptr, 0};
-    return is_float32 ? GemmTiles{kTf32Bulk, kTf32Patches} : GemmTiles{kBulk, kPatches};
+    return is_float32 ? GemmTiles{kTf32Bulk, kPatches} : GemmTiles{kBulk, kPatches};
   }
   if (gemm_is_bulk(s)) {
     if (s.args->has_prologue) return strict ? GemmTiles{kStrictPrologue, 2} : GemmTiles{kPrologue, 4};
     if (strict) return {kStrictBulk, 3};
-    const int but = gemm_has_halo(s) ? 0 : is_float32 ? kTf32Patches : kPatches;
+    const int but = gemm_has_halo(s) ? 0 : kPatches;
     return is_float32 ? GemmTiles{kTf32Bulk + but, int(std::size(kTf32Bulk)) - but}
                       : GemmTiles{kBulk + but, int(std::size(kBulk)) - but};
   }
@@ -214,7 +215,7 @@ inline GemmChoice gemm_choice(const GemmShape& s, const GemmTile& tile, int spli
     const int64_t blocks = gemm_blocks(s), halo = gemm_halo(s, tile).bytes;
     const int64_t beside = blocks * tile.columns * 128 + kBulkBarriers;
     const int64_t halos = std::min<int64_t>((gemm_shared_limit(s.args->sm) - beside) / halo / kResidentTeams, kMost);
-    if (s.args->activation > AI3_RELU6 || halos < 2) return {};
+    if (s.args->activation > AI3_RELU6 || halos < 1) return {};
     return {&tile, 1, int(blocks), int(blocks), 0, int(beside + kResidentTeams * halos * halo), 0, 0, int(halos)};
   }
   const int bytes = ((has_halo ? 0 : tile.rows) + tile.columns * (strict ? 2 : 1)) * 128;
