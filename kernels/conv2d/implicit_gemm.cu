@@ -135,7 +135,7 @@ extern "C" AI3_EXPORT const char* ai3_run_tile(const ai3_args* a, int32_t tile, 
   const ai3::GemmShape& s = c.shape;
   const ai3::GemmTiles tiles = ai3::gemm_tiles(s);
   if (tile >= tiles.count || splits > ai3::gemm_blocks(s)) return nullptr;
-  const ai3::GemmChoice choice = ai3::gemm_choice(s, tiles.first[tile], splits, 1);
+  const ai3::GemmChoice choice = ai3::find_choice(s, tiles.first[tile], splits);
   if (choice.tile == nullptr) return nullptr;
   ai3::run_gemm(s, choice);
   return choice.tile->name;

@@ -7,18 +7,26 @@
 
 namespace ai3 {
 
+// With as many tiles on a multiprocessor as are fastest; no tile where it cannot compute the shape.
+inline GemmChoice find_choice(const GemmShape& s, const GemmTile& tile, int splits) {
+  GemmChoice best{};
+  for (int resident = 1; resident <= tile.most_resident; ++resident) {
+    GemmChoice choice = gemm_choice(s, tile, splits, resident);
+    if (choice.tile == nullptr) break;
+    choice.time = gemm_time(s, choice);
+    if (best.tile == nullptr || choice.time < best.time) best = choice;
+  }
+  return best;
+}
+
 inline GemmChoice find_choice(const GemmShape& s) {
   const GemmTiles tiles = gemm_tiles(s);
   GemmChoice best{};
   for (const GemmTile* tile = tiles.first; tile < tiles.first + tiles.count; ++tile) {
     for (const int splits : {1, 2, 4, kMostSplits}) {
       if (splits > 1 && (s.args->sm != 90 || splits > gemm_blocks(s))) break;
-      for (int resident = 1; resident <= tile->most_resident; ++resident) {
-        GemmChoice choice = gemm_choice(s, *tile, splits, resident);
-        if (choice.tile == nullptr) break;
-        choice.time = gemm_time(s, choice);
-        if (best.tile == nullptr || choice.time < best.time) best = choice;
-      }
+      const GemmChoice choice = find_choice(s, *tile, splits);
+      if (choice.tile != nullptr && (best.tile == nullptr || choice.time < best.time)) best = choice;
     }
   }
   return best;
