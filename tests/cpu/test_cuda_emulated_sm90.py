@@ -146,6 +146,16 @@ CHANGES = {
         ("arrive(empty + slot * 8);", ""),
         ("shallow-many-tiles-a-block", "nothing arrives at"),
     ),
+    "stream-fence": (("fence_shared();", ""), ("shallow-below", "without a fence between")),
+    # The products of the block that is given back may not be done.
+    "halo-wait": (
+        ("wgmma_wait<1>();\n          if (is_pending)", "wgmma_wait<2>();\n          if (is_pending)"),
+        ("patches-equal", "a copy is still to write|error"),
+    ),
+    "resident-wait": (
+        ("wgmma_wait<0>();\n      __syncwarp();", "__syncwarp();"),
+        ("patches-equal", "a product is not waited for"),
+    ),
     "bulk-bytes": (
         ("(Rows + kParts * columns) * 128)", "(Rows + kParts * columns) * 128 + 16)"),
         ("matrix", "that nothing arrives at"),

@@ -15,9 +15,9 @@ early); grids, blocks and shared memory that a GPU refuses, and blocks above a k
 
 For sm_90a (hopper.cpp: wgmma, barriers in shared memory, the tensor memory accelerator, clusters) it is besides: reads
 of what a copy is still to write, copies that are not waited for, barriers that nothing arrives at or too much does,
-what is written where a barrier is, and accesses to a block of a cluster that has ended. Not seen there are races in
-shared memory, missing fences between the two ways of reaching it, and products that are not waited for (wgmma.cpp does
-them at once).
+what is written where a barrier is, accesses to a block of a cluster that has ended, what threads wrote and wgmma or the
+accelerator reads without a fence between, and products that are not waited for (they are done as late as they may be,
+or at once). Not seen there are races between threads in shared memory.
 
 What is not: what the compilers for GPUs make of the code, registers, races in global memory, and time. ptx.cpp,
 hopper.cpp and wgmma.cpp are models of PTX, by its documentation: passing means "these numbers under this model".

@@ -32,6 +32,9 @@ struct Hopper {
   std::vector<Bulk> copies;
   std::map<unsigned, std::vector<std::function<void()>>> stores;  // of each thread
   std::map<int, std::vector<unsigned>> at_named;
+  // Of each 16 bytes the thread, and one more, that wrote them without a fence since; and where each thread did.
+  std::vector<uint16_t> unfenced;
+  std::map<unsigned, std::vector<size_t>> written;
 };
 Hopper& hopper() {
   static Hopper* const h = new Hopper();
@@ -67,6 +70,9 @@ void start(uint32_t to, uint32_t bytes, uint32_t barrier, std::function<void(uin
   if (to % 128 != 0 && bytes >= 128) fail("copies to shared memory that is not aligned");
   check_arena(to, bytes);
   std::memset(arena_pointer(to), 0xff, bytes);  // from now on anything may be there
+  std::vector<uint16_t>& unfenced = hopper().unfenced;
+  const size_t first = std::min(size_t(to / 16), unfenced.size());
+  std::fill_n(unfenced.begin() + std::ptrdiff_t(first), std::min(size_t(bytes / 16), unfenced.size() - first), 0);
   hopper().copies.push_back({to, bytes, in_arena(barrier), std::move(land)});
   note_progress();
   if (copies_are_early()) land_copy(0);
@@ -192,11 +198,15 @@ void* driver_function(const char* name) {
   return found == known.end() ? nullptr : found->second;
 }
 
-void start_cluster() { hopper() = {}; }
+void start_cluster() {
+  hopper() = {};
+  forget_products();
+}
 
 std::string end_cluster() {
   Hopper& h = hopper();
   if (!h.copies.empty()) return "a copy to shared memory is not waited for";
+  if (has_products()) return "a product is not waited for";
   for (const auto& [address, barrier] : h.barriers) {
     if (std::memcmp(arena_pointer(address), &kMark, 8) != 0) return "something was written where a barrier is";
   }
@@ -227,14 +237,38 @@ void check_landed(size_t begin, size_t bytes) {
   }
 }
 
+void note_written(size_t begin, size_t bytes) {
+  if (!has_barriers()) return;
+  Hopper& h = hopper();
+  const size_t end = (begin + bytes + 15) / 16;
+  if (h.unfenced.size() < end) h.unfenced.resize(end);
+  for (size_t i = begin / 16; i < end; ++i) {
+    h.unfenced[i] = uint16_t(current_thread() + 1);
+    h.written[current_thread()].push_back(i);
+  }
+}
+
+// Shared memory that wgmma or the tensor memory accelerator reads.
+void check_fenced(size_t begin, size_t bytes) {
+  const std::vector<uint16_t>& unfenced = hopper().unfenced;
+  for (size_t i = begin / 16; i < std::min((begin + bytes + 15) / 16, unfenced.size()); ++i) {
+    if (unfenced[i] != 0)
+      fail("reads shared memory that thread " + std::to_string(unfenced[i] - 1) +
+           " wrote, without a fence between them");
+  }
+}
+
 namespace ptx {
 
 void griddepcontrol_wait() {}
-void fence_proxy_async_shared_cta() {}
+void fence_proxy_async_shared_cta() {
+  Hopper& h = hopper();
+  for (const size_t i : std::exchange(h.written[current_thread()], {})) {
+    if (h.unfenced[i] == current_thread() + 1) h.unfenced[i] = 0;
+  }
+}
 void fence_mbarrier_init_release_cluster() {}
 void wgmma_fence_sync_aligned() {}
-void wgmma_commit_group_sync_aligned() {}
-void wgmma_wait_group_sync_aligned(int) {}
 void prefetch_tensormap(const void* map) { map_of(map); }
 void barrier_cluster_arrive_release() {}
 
@@ -330,6 +364,7 @@ void cp_async_bulk_tensor_2d_global_shared_cta_tile_bulk_group(const void* map, 
   const TensorMap m = map_of(map);
   const uint32_t begin = in_arena(from);
   check_arena(begin, uint32_t(m.box[1] * 128));
+  check_fenced(begin, size_t(m.box[1] * 128));
   hopper().stores[current_thread()].push_back([=] {
     for (int i = 0; i < m.box[1]; ++i) {
       for (int e = 0; e < m.box[0]; ++e) {

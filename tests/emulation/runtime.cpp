@@ -192,7 +192,11 @@ void check_shared(size_t begin, size_t bytes, bool writes) {
   const bool inside = is_shared(begin, bytes);
   const char* verb = writes ? "writes " : "reads ";
   if (!inside) fail(verb + std::to_string(bytes) + " bytes of shared memory that is not its own");
-  if (!writes) check_landed(begin, bytes);
+  if (writes) {
+    note_written(begin, bytes);
+  } else {
+    check_landed(begin, bytes);
+  }
   if (has_barriers() || m.blocks > 1) return;  // threads wait for each other in pairs, which is not followed
   const uint16_t self = uint16_t(m.current);
   for (size_t i = begin / kUnit; i < (begin + bytes + kUnit - 1) / kUnit; ++i) {

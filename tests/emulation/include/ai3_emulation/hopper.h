@@ -11,6 +11,13 @@ namespace ai3_emulation {
 // Where the permutation by 128 bytes has 16 bytes: by the address in units of 128 bytes modulo 8.
 inline uint32_t permuted(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
 
+// That no thread wrote shared memory without a fence since, which wgmma or the tensor memory accelerator reads.
+void check_fenced(size_t begin, size_t bytes);
+
+// Of wgmma.cpp, at the beginning and the end of a cluster.
+void forget_products();
+bool has_products();
+
 }  // namespace ai3_emulation
 
 namespace ai3_emulation::ptx {

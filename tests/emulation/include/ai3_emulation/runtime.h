@@ -74,6 +74,7 @@ bool has_barriers();
 size_t copies_under_way();
 void land_copy(size_t number);
 void check_landed(size_t begin, size_t bytes);
+void note_written(size_t begin, size_t bytes);
 // Of the driver, by its name; null of what is not emulated.
 void* driver_function(const char* name);
 
