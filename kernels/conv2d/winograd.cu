@@ -2,164 +2,15 @@
 // Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308. Every
 // product is split into three of TF32 (winograd_products.cuh) and summed in float32, whatever allow_tf32 says: outputs
 // err by about 1.5e-6 of the largest with F(4x4) and 3e-7 with F(2x2), as with float32 products or less.
-#include "ai3/cuda.h"
+#include <ai3/winograd_tiles.cuh>
 
-namespace {
-
-// Tiles are numbered by images, rows and columns; a launch takes some of them. In blocks of 16 channels, U is
-// [frequency][block][width][16] and V is [frequency][block][rows][16]; the products are
-// [split][frequency][rows][width].
-struct Params {
-  const float *input, *weight, *bias, *residual;
-  float *output, *u, *v, *products;
-  int64_t in_image, in_row, in_pixel, out_image, out_row, out_pixel;
-  int channels, filters, height, columns, out_height, out_columns, pad_top, pad_left;
-  int tile_rows, tile_columns;  // of an image
-  int64_t first_image;
-  int first, tiles, rows;  // the first tile, of that image; tiles, and rows of V, which fill up the last block's
-  int blocks, width;       // of channels, an even number; filters, filled up to a multiple of 64
-  int splits;              // of the channel blocks, whose products the output transform adds up
-  int activation;
-};
-
-}  // namespace
+using namespace ai3::winograd;
 
 #ifdef __CUDACC__
 
-#include "ai3/activation.cuh"
-#include "ai3/winograd_products.cuh"
-#include "ai3/winograd_transforms.cuh"
-#include "ai3/winograd_wgmma.cuh"
+#include <ai3/winograd_wgmma.cuh>
 
 namespace {
-
-struct Place {
-  int64_t image;
-  int row, column;  // of the first output
-};
-template <int M>
-__device__ __forceinline__ Place place_of(const Params& p, int tile) {
-  const unsigned index = p.first + tile, tiles = p.tile_rows * p.tile_columns, columns = p.tile_columns;
-  const unsigned in_image = index % tiles;
-  return {p.first_image + index / tiles, static_cast<int>(in_image / columns * M),
-          static_cast<int>(in_image % columns * M)};
-}
-
-template <int M>
-__device__ __forceinline__ void transform_weights(const Params& p) {
-  using Transform = ai3::WinogradTransform<M>;
-  constexpr int kSize = Transform::kSize;
-  const int64_t elements = static_cast<int64_t>(p.blocks) * p.width * 16;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= elements) return;
-  const int channel = static_cast<int>(index / (p.width * 16)) * 16 + ai3::channel_of_slot(index % 16);
-  const int filter = ai3::column_of_row(static_cast<int>(index / 16 % p.width));
-  double half[kSize][3] = {};
-  if (channel < p.channels && filter < p.filters) {
-    const float* g = p.weight + (static_cast<int64_t>(filter) * p.channels + channel) * 9;
-#pragma unroll
-    for (int j = 0; j < 3; ++j) {
-      double column[3], u[kSize];
-#pragma unroll
-      for (int i = 0; i < 3; ++i) column[i] = g[i * 3 + j];
-      Transform::weights(column, u);
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) half[i][j] = u[i];
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    double u[kSize];
-    Transform::weights(half[i], u);
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) p.u[(i * kSize + j) * elements + index] = static_cast<float>(u[j]);
-  }
-}
-
-// A thread takes a channel of a tile.
-template <int M>
-__device__ __forceinline__ void transform_input(const Params& p) {
-  using Transform = ai3::WinogradTransform<M>;
-  constexpr int kSize = Transform::kSize;
-  const unsigned index = blockIdx.x * blockDim.x + threadIdx.x, channels = p.blocks * 16;
-  const int tile = index / channels, channel = index % channels;
-  if (tile >= p.tiles) return;
-  const Place place = place_of<M>(p, tile);
-  const int row = place.row - p.pad_top, column = place.column - p.pad_left;
-  const float* from = p.input + place.image * p.in_image + row * p.in_row + column * p.in_pixel + channel;
-  float d[kSize][kSize];
-#pragma unroll
-  for (int j = 0; j < kSize; ++j) {
-    const bool inside = static_cast<unsigned>(column + j) < static_cast<unsigned>(p.columns) && channel < p.channels;
-    float line[kSize];
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      line[i] = inside && static_cast<unsigned>(row + i) < static_cast<unsigned>(p.height)
-                    ? from[i * p.in_row + j * p.in_pixel]
-                    : 0;
-    }
-    Transform::input(line);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) d[i][j] = line[i];
-  }
-  const int64_t plane = static_cast<int64_t>(p.blocks) * p.rows * 16;
-  float* to = p.v + (static_cast<int64_t>(channel / 16) * p.rows + tile) * 16 + channel % 16;
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    Transform::input(d[i]);
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) to[(i * kSize + j) * plane] = d[i][j];
-  }
-}
-
-// A thread takes a filter of a tile. Most activations are calls, and make a kernel slow to fetch: Simple has but relu.
-template <int M, bool Simple>
-__device__ __forceinline__ void transform_output(const Params& p) {
-  using Transform = ai3::WinogradTransform<M>;
-  constexpr int kSize = Transform::kSize;
-  const unsigned index = blockIdx.x * blockDim.x + threadIdx.x, filters = p.filters;
-  const int tile = index / filters, filter = index % filters;
-  if (tile >= p.tiles) return;
-  const int64_t plane = static_cast<int64_t>(p.rows) * p.width;
-  const float* from = p.products + static_cast<int64_t>(tile) * p.width + filter;
-  float m[kSize][kSize];
-#pragma unroll
-  for (int i = 0; i < kSize; ++i)
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) m[i][j] = from[(i * kSize + j) * plane];
-  for (int split = 1; split < p.splits; ++split) {
-    from += kSize * kSize * plane;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i)
-#pragma unroll
-      for (int j = 0; j < kSize; ++j) m[i][j] += from[(i * kSize + j) * plane];
-  }
-  float half[M][kSize];
-#pragma unroll
-  for (int j = 0; j < kSize; ++j) {
-    float line[kSize];
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) line[i] = m[i][j];
-    Transform::output(line);
-#pragma unroll
-    for (int i = 0; i < M; ++i) half[i][j] = line[i];
-  }
-  const Place place = place_of<M>(p, tile);
-  const int64_t at = place.image * p.out_image + place.row * p.out_row + place.column * p.out_pixel + filter;
-  const float bias = p.bias == nullptr ? 0 : p.bias[filter];
-#pragma unroll
-  for (int i = 0; i < M; ++i) {
-    if (place.row + i >= p.out_height) break;
-    Transform::output(half[i]);
-#pragma unroll
-    for (int j = 0; j < M; ++j) {
-      if (place.column + j >= p.out_columns) break;
-      const int64_t pixel = at + i * p.out_row + j * p.out_pixel;
-      const float y = half[i][j] + bias + (p.residual == nullptr ? 0 : p.residual[pixel]);
-      p.output[pixel] = Simple ? (p.activation == ai3::kRelu && y < 0 ? 0 : y) : ai3::activate(y, p.activation);
-    }
-  }
-}
 
 // The operands of a block's tile of products.
 template <int Rows>
@@ -211,91 +62,12 @@ AI3_KERNEL_BLOCKS(128, 3, winograd_wgmma_64, Params) { multiply_wgmma<64, 3>(p);
 AI3_KERNEL_BLOCKS(256, 2, winograd_wgmma_128, Params) { multiply_wgmma<128, 3>(p); }
 
 #else
-#include <algorithm>
+
+#include <ai3/winograd_plan.cuh>
 
 namespace {
 
 using ai3::cuda::ceil_div;
-
-// How the products are computed, with what it was measured to take on an H200 (us).
-struct Multiply {
-  const char* name;
-  int64_t rows;  // of tiles of products, of 64 columns
-  unsigned threads, shared;
-  double tile, step;    // a tile, and 32 channels of it, where they fill the GPU
-  double step_latency;  // 32 channels of a tile, where there are few tiles
-};
-constexpr Multiply kFew = {"winograd_multiply_16", 16, 128, 8 * 80 * 64, 0.2, 0.26, 0.55};
-constexpr Multiply kAny = {"winograd_multiply_64", 64, 128, 4 * 128 * 64, 0.8, 0.45, 0.6};
-constexpr Multiply kHopper[] = {{"winograd_wgmma_64", 64, 128, 3 * 2 * 192 * 64, 0.79, 0.33, 0.5},
-                                {"winograd_wgmma_128", 128, 256, 3 * 2 * 256 * 64, 1.38, 0.56, 0.6}};
-
-struct Plan {
-  int64_t tile;  // outputs along a side
-  int64_t tiles, frequencies, blocks, width;
-  Multiply multiply;
-  int64_t splits;
-  int64_t launch, rows;  // tiles of a launch, and rows of its V
-  double time;           // us
-
-  int64_t v_elements(int64_t of_rows) const { return frequencies * blocks * 16 * of_rows; }
-  int64_t product_elements(int64_t of_rows) const { return splits * frequencies * width * of_rows; }
-};
-
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// By the image alone, so that a weight is packed once for any batch. F(4x4) computes less, but has 36 / 16 the weights
-// and fewer tiles, which must be read, and fill the GPU, even for few images.
-int64_t tile_of(const ai3_args* a) {
-  const auto work = [&](int64_t tile) {
-    const int64_t tiles = ceil_div(a->output.size[2], tile) * ceil_div(a->output.size[3], tile);
-    return (tile + 2) * (tile + 2) * (tiles + 24);
-  };
-  return work(2) < work(4) ? 2 : 4;
-}
-
-void consider(Plan& best, const Multiply& multiply, int64_t splits) {
-  const double launch = 2, blocks = double(ceil_div(best.tiles, multiply.rows) * (best.width / 64)),
-               each = double(ceil_div(best.blocks / 2, splits)),
-               sm_blocks = double(ceil_div(int64_t(blocks) * best.frequencies * splits, 132)),
-               plane = double(best.frequencies * best.tiles) * 4 / 3e6;
-  Plan plan = best;
-  plan.multiply = multiply;
-  plan.splits = splits;
-  const double products = std::max({sm_blocks * (multiply.tile + multiply.step * each), multiply.step_latency * each,
-                                    double(best.frequencies * best.blocks * 16 * best.width) * 4 / 3e6});
-  plan.time =
-      3 * launch + products + plane * double(best.blocks) * 16 + (plane * double(best.width) + 1) * double(splits);
-  if (best.time == 0 || plan.time < best.time) best = plan;
-}
-
-Plan plan_of(const ai3_args* a) {
-  Plan plan = {};
-  plan.tile = tile_of(a);
-  plan.frequencies = (plan.tile + 2) * (plan.tile + 2);
-  plan.tiles = a->input.size[0] * ceil_div(a->output.size[2], plan.tile) * ceil_div(a->output.size[3], plan.tile);
-  plan.blocks = round_up(std::max<int64_t>(1, a->input.size[1]), 32) / 16;
-  plan.width = round_up(std::max<int64_t>(1, a->output.size[1]), 64);
-  for (const int64_t splits : {1, 2, 4}) {
-    if (plan.blocks / 2 < splits) break;
-    if (plan.tiles <= kFew.rows) {
-      consider(plan, kFew, splits);
-    } else if (a->sm == 90) {
-      for (const Multiply& multiply : kHopper) consider(plan, multiply, splits);
-    } else {
-      consider(plan, kAny, splits);
-    }
-  }
-  // More tiles at once do not pay, but take more memory.
-  constexpr int64_t kMaxWorkspace = int64_t{512} << 20;
-  const int64_t limit = a->max_workspace < 0 ? kMaxWorkspace : std::min(kMaxWorkspace, a->max_workspace);
-  const int64_t row_bytes = (plan.v_elements(1) + plan.product_elements(1)) * 4;
-  const int64_t most = std::max<int64_t>(1, limit / row_bytes / plan.multiply.rows) * plan.multiply.rows;
-  const int64_t launches = std::max<int64_t>(1, ceil_div(plan.tiles, most));
-  plan.rows = round_up(std::max<int64_t>(1, ceil_div(plan.tiles, launches)), plan.multiply.rows);
-  plan.launch = plan.rows;
-  return plan;
-}
 
 const char* supports(const ai3_args* a) {
   if (a->dtype != AI3_FLOAT32) return "needs float32";

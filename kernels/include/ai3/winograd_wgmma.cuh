@@ -1,7 +1,7 @@
 // As winograd_products.cuh, by Hopper's tensor cores (sm_90a): warpgroups of 128 threads that multiply 64 rows each.
 #pragma once
 
-#include "ai3/winograd_products.cuh"
+#include <ai3/winograd_products.cuh>
 
 namespace ai3 {
 
