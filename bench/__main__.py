@@ -9,7 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import as_intel, bandwidth, conv2d, cost, first_call, fit, linear, machine, models, overhead, peak, plot, scaling
+from . import (
+    as_intel,
+    bandwidth,
+    conv2d,
+    cost,
+    first_call,
+    fit,
+    linear,
+    machine,
+    models,
+    overhead,
+    peak,
+    plot,
+    scaling,
+    tiles,
+)
 from .table import Table
 
 BENCHES: dict[str, Any] = {
@@ -21,6 +36,7 @@ BENCHES: dict[str, Any] = {
     "compile": first_call,
     "cost": cost,
     "scaling": scaling,
+    "tiles": tiles,
 }
 WITH_PEAK = ("models", "conv2d", "linear", "bandwidth")
 WITH_MKL = ("models", "linear")

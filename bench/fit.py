@@ -1,4 +1,5 @@
 """python -m bench fit FILE.json ...: the table that `guess` corrects the kernels' estimates by, from results of `cost`.
+From results of `tiles` it is the rates of tiles on a GPU (tiles_fit.py).
 
 For every algorithm and kind of convolution, log(time / estimate) as a sum of piecewise linear functions of the shape's
 features: least squares, with penalties on a function's size and on its steps, so that what was not measured stays near
@@ -20,7 +21,7 @@ import torch
 
 from ai3_compile.selection import costs
 
-from . import cost
+from . import cost, tiles_fit
 
 _CALL = 6e-6
 """Seconds of a call from Python, whatever it computes; inside a network it is less."""
@@ -33,14 +34,22 @@ Fitted = dict[str, dict[str, costs.Piecewise]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, help="results of `python -m bench cost`, one for each ISA")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="results of `python -m bench cost`, one for each ISA, or of `tiles`"
+    )
 
 
 def main(given: argparse.Namespace) -> None:
-    """Writes the table, keeping those of other vector instructions, and says how well its choices do."""
+    """Writes the table, keeping those of other vector instructions, and says how well its choices do.
+
+    Rates of tiles are printed.
+    """
     found = json.loads(costs.TABLE.read_text()) if costs.TABLE.exists() else {}
     for file in given.files:
         result = json.loads(file.read_text())
+        if result["bench"] == "tiles":
+            tiles_fit.main(result)
+            continue
         rows = result["rows"]
         print(f"{result['isa']}, {result['cpu']}, {result['threads']} threads: {len(rows)} shapes")
         for label, chosen in (

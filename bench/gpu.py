@@ -18,7 +18,11 @@ _MOST = 2000
 
 
 def describe() -> dict[str, object]:
-    """The GPU, its driver and clocks, and the versions of NVIDIA's libraries."""
+    """The GPU, its driver and clocks, and the versions of NVIDIA's libraries; SystemExit where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "There is no NVIDIA GPU that PyTorch can use: `python -m ai3_compile doctor` says what is missing."
+        )
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,

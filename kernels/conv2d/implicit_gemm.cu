@@ -10,6 +10,7 @@
 
 #define AI3_CODE_IN_PARTS
 #include <ai3/gemm_few_host.cuh>
+#include <cstring>
 
 namespace {
 
@@ -139,6 +140,29 @@ extern "C" AI3_EXPORT const char* ai3_run_tile(const ai3_args* a, int32_t tile, 
   if (choice.tile == nullptr) return nullptr;
   ai3::run_gemm(s, choice);
   return choice.tile->name;
+}
+
+// For `python -m bench tiles`: what the model knows of that tile. Its time, in nanoseconds, is by the rates given, or
+// by the tile's own for null. Returns 0 where there is no such tile.
+struct ai3_tile {
+  const char* name;
+  const double* rates;
+  int32_t rate_count, shared;  // bytes of shared memory, which tell how many tiles are beside each other
+  double time;
+};
+extern "C" AI3_EXPORT int32_t ai3_describe_tile(const ai3_args* a, int32_t tile, int32_t splits, const double* rates,
+                                                ai3_tile* described) {
+  const Convolution c(a);
+  const ai3::GemmTiles tiles = ai3::gemm_tiles(c.shape);
+  if (tile >= tiles.count || splits > ai3::gemm_blocks(c.shape)) return 0;
+  const ai3::GemmChoice choice = ai3::find_choice(c.shape, tiles.first[tile], splits);
+  if (choice.tile == nullptr) return 0;
+  const ai3::GemmRates& own = ai3::gemm_rates(a, choice.tile->down > 0);
+  constexpr int kCount = sizeof(own) / sizeof(double);
+  ai3::GemmRates used = own;
+  if (rates != nullptr) std::memcpy(&used, rates, sizeof used);
+  *described = {choice.tile->name, &own.start, kCount, choice.shared, ai3::gemm_time(c.shape, choice, used)};
+  return 1;
 }
 
 #endif

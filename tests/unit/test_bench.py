@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import __main__ as main
-from bench import aithree, as_intel, conv2d, gpu, machine, models, overhead, peak, peers, plot, scaling, timing
+from bench import aithree, as_intel, conv2d, gpu, machine, models, overhead, peak, peers, plot, scaling, tiles, timing
 from bench.table import Table, number
 
 
@@ -180,7 +180,15 @@ def test_every_bench_describes_itself_and_has_its_arguments():
     for name, bench in main.BENCHES.items():
         given = parser.parse_args([name])
         assert isinstance(given, argparse.Namespace) and given.rounds == bench.ROUNDS > 0
-        json.dumps(bench.describe(given))
+        if bench is not tiles or torch.cuda.is_available():
+            json.dumps(bench.describe(given))
+
+
+@pytest.mark.parametrize("bench", [["tiles"], ["models", "--device", "cuda"], ["conv2d", "--device", "cuda"]])
+def test_a_bench_of_gpus_says_that_there_is_none(bench, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="There is no NVIDIA GPU.*doctor"):
+        main.main(bench)
 
 
 def test_every_subject_of_overhead_computes_what_aten_does():

@@ -19,28 +19,30 @@ struct GemmRates {
   double least;             // of a block of depth, however few its products
   double rows;              // beside a block's products, of 128 of its rows that go through registers
   double apart;             // as many times what is read by shares of the depth: tiles that read the same come later
+  double turns;  // of gemm_resident.cuh: as many times its products, between whose turns nothing is multiplied
 };
 
-// Fitted to all tiles and splits of layers at batch 10: of ResNet-50, VGG16 and DenseNet; in TF32 of ResNet-50, VGG16
-// and SqueezeNet; of patches of the image to 18 convolutions of 3x3 on an H200, of 32 to 512 channels, within 7 %.
-// Other GPUs' order among tiles is that of Hopper's without what only it has.
+// `python -m bench tiles` measures all tiles beside these estimates, and `python -m bench fit` fits rates to its
+// results. Fitted to all tiles and splits of layers at batch 10: of ResNet-50, VGG16 and DenseNet; in TF32 of
+// ResNet-50, VGG16 and SqueezeNet; of patches of the image to 18 convolutions of 3x3 on an H200, of 32 to 512 channels,
+// within 7 %. Other GPUs' order among tiles is that of Hopper's without what only it has.
 inline const GemmRates& gemm_rates(const ai3_args* a, bool has_halo) {
   static constexpr GemmRates kHalf{1649, 969.4, 20850, 967.7, 190.5, 1.303, 1.311, 1490,
-                                   2130, 430.3, 21.6,  1.66,  207.2, 0,     2.017};
+                                   2130, 430.3, 21.6,  1.66,  207.2, 0,     2.017, 0};
   static constexpr GemmRates kHalfPrologue{2768, 494.6, 17090, 630.4, 537.2, 1.07, 0.9143, 1671,
-                                           1715, 1357,  16.14, 1.5,   263.8, 0,    1};
+                                           1715, 1357,  16.14, 1.5,   263.8, 0,    1,      0};
   static constexpr GemmRates kTf32{1336, 1053,  17000, 1097,  61.83, 0.4448, 1.172, 2496,
-                                   1245, 605.3, 28,    1.801, 168.5, 173.6,  1.465};
+                                   1245, 605.3, 28,    1.801, 168.5, 173.6,  1.465, 0};
   static constexpr GemmRates kHalfHalo{2562, 623.7, 18330, 734.3, 171.4, 1.428, 1.311, 0,
-                                       0,    296.7, 14.32, 1.268, 171.4, 0,     1};
+                                       0,    296.7, 14.32, 1.268, 171.4, 0,     1,     1.231};
   static constexpr GemmRates kTf32Halo{3268, 306.5, 34990, 872.8, 184.3, 1.316, 1.311, 0,
-                                       0,    785,   17.67, 1.132, 184.3, 0,     1};
+                                       0,    785,   17.67, 1.132, 184.3, 0,     1,     1.515};
   static constexpr GemmRates kOlderHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461, 1428,
-                                        2835, 621.8, 10.33, 1.882, 0,     0,     1};
+                                        2835, 621.8, 10.33, 1.882, 0,     0,     1,     0};
   static constexpr GemmRates kOlderTf32{2118,  1100, 14320, 758.6, 229.6, 1.419, 1.776, 1841,
-                                        350.7, 2233, 12.21, 2.637, 0,     0,     1};
+                                        350.7, 2233, 12.21, 2.637, 0,     0,     1,     0};
   static constexpr GemmRates kStrict{1447,  2418,  30900, 1323, 686.1, 1.16, 1.328, 1367,
-                                     74.99, 684.8, 25.6,  2.0,  0,     0,    1};
+                                     74.99, 684.8, 25.6,  2.0,  0,     0,    1,     0};
   if (a->has_prologue && a->dtype != AI3_FLOAT32) return kHalfPrologue;
   if (gemm_is_strict(a)) return kStrict;
   const bool is_half = a->dtype != AI3_FLOAT32;
@@ -67,9 +69,8 @@ inline double gemm_block_bytes(const GemmShape& s, const GemmTile& tile, int par
   return rows + parts * tile.columns * 128.0;
 }
 
-inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
+inline double gemm_time(const GemmShape& s, const GemmChoice& c, const GemmRates& r) {
   const GemmTile& t = *c.tile;
-  const GemmRates& r = gemm_rates(s.args, t.down > 0);
   const bool bulk = t.threads % 64 != 0;
   const int parts = gemm_is_strict(s.args) ? 2 : 1;
   const auto norm = [&](double x, double y, double z) {
@@ -107,13 +108,11 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
     return kStart + (double(tiles) + 66) * t.rows * of_row;
   }
   if (t.kind == GemmKind::kResident) {
-    // Each multiprocessor has the weights brought once, and a tile computed while another is written; between turns
-    // nothing is multiplied.
-    const double turns = s.args->dtype == AI3_FLOAT32 ? 1.515 : 1.231;
+    // Each multiprocessor has the weights brought once, and a tile computed while another is written.
     const double weights = depth * t.columns * 128, image = bytes - parts * t.columns * 128;
     const auto each = double(cuda::ceil_div(tiles, 132));
     return r.start + 132 * weights / r.l2 +
-           norm(each * depth * block * turns, double(tiles) * (depth * image / r.l2 + area * store), alone);
+           norm(each * depth * block * r.turns, double(tiles) * (depth * image / r.l2 + area * store), alone);
   }
   const auto wave = [&](int64_t count) {
     const auto each = double(cuda::ceil_div(count, 132));
@@ -126,6 +125,10 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
   const auto weights = double(gemm_blocks(s) * parts * gemm_packed_columns(s) * s.groups * 128);
   const double products = double(tiles / most) * wave(most) + (tiles % most != 0 ? wave(tiles % most) : 0);
   return r.start + std::max(products, weights / kFromMemory);
+}
+
+inline double gemm_time(const GemmShape& s, const GemmChoice& c) {
+  return gemm_time(s, c, gemm_rates(s.args, c.tile->down > 0));
 }
 
 }  // namespace ai3

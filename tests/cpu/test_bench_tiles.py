@@ -1,0 +1,82 @@
+"""The bench of the implicit GEMM's tiles, but for what a GPU measures, which is made up here: what the model of their
+time says of every layer, the fit of its rates, and the table."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+
+from bench import tiles, tiles_fit
+
+LAYERS = [(group, layer) for group, found in tiles.GROUPS.items() for layer in found]
+
+
+@pytest.fixture(scope="module")
+def library():
+    return tiles.implicit_gemm()[1]
+
+
+@pytest.fixture(scope="module")
+def rows(library):
+    """Times are the estimates of a GPU whose products take 1.3 times as long, and whose results 0.8 times."""
+    found = []
+    for precision in tiles.PRECISIONS:
+        for group, layer in LAYERS:
+            row = {"group": group, "layer": list(layer), "precision": precision, "tiles": []}
+            args = tiles.arguments(row)
+            for (number, splits), tile in tiles.tiles_of(library, args).items():
+                rates = list(tile.rates[: tile.rate_count])
+                rates[4], rates[10] = rates[4] * 1.3, rates[10] * 0.8  # of GemmRates: block and store
+                row["tiles"].append(
+                    {
+                        "tile": tile.name.decode(),
+                        "splits": splits,
+                        "microseconds": tiles_fit._timer(library, args, number, splits)(rates) / 1e3,
+                        "estimate": tile.time / 1e3,
+                        "shared memory": tile.shared,
+                    }
+                )
+            found.append(row)
+    return found
+
+
+def test_every_layer_has_tiles_and_the_special_ones_where_they_belong(rows):
+    for row in rows:
+        names = {tile["tile"].rsplit("_", 1)[-1] for tile in row["tiles"]}
+        assert names, row
+        assert all(0 < tile["estimate"] < 1e5 for tile in row["tiles"])
+        pools = row["layer"][3] == tiles.POOLED
+        assert ("bulk" in names) != pools
+        assert ("halo" in names) == (row["group"] == "3x3")
+        assert ("thin" in names) == (row["group"] == "linear")
+    assert {"resident", "stream"} <= {tile["tile"].rsplit("_", 1)[-1] for row in rows for tile in row["tiles"]}
+
+
+def test_the_fit_comes_near_to_the_rates_that_times_are_of(rows):
+    found = tiles_fit.fit(rows)
+    assert set(found) == {f"{p}, {kind}" for p in tiles.PRECISIONS for kind in ("patches of the image", "other tiles")}
+    for name, (before, after, error, error_after) in found.items():
+        assert error_after < 0.02 < error, name
+        assert all(new == 0 for new, old in zip(after, before) if old == 0)
+        assert math.isclose(after[4] / before[4], 1.3, rel_tol=0.1), name
+
+
+def test_what_was_measured_of_another_tile_is_refused(rows):
+    changed = copy.deepcopy(rows[:1])
+    changed[0]["tiles"][0]["shared memory"] += 1
+    with pytest.raises(ValueError, match="another tile here than what was measured"):
+        tiles_fit.fit(changed)
+
+
+def test_the_table_says_what_the_choice_costs(rows):
+    one = {"group": "1x1", "layer": [64, 56, 64, ""], "precision": "tf32"}
+    fast = {"tile": "a", "splits": 1, "microseconds": 10.0, "estimate": 12.0}
+    chosen = {"tile": "b", "splits": 2, "microseconds": 15.0, "estimate": 11.0}
+    result = {"rows": [{**one, "tiles": [fast, chosen]}], "precisions": ["tf32", "fp16"]}
+    result |= {"gpu": "a GPU", "versions": {"torch": "2"}, "cudnn": 9}
+    tiles.finish(result)
+    assert result["chosen over fastest"] == {"tf32": 1.5}
+    (table,) = tiles.tables(result)
+    assert table.rows == [["1x1 10x64x56x56 64 tf32", "b/2", "11.0", "15.0", "a/1", "10.0", "1.50"]]
