@@ -19,11 +19,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -32,6 +33,9 @@ from torch.distributed.tensor import DTensor
 import ai3
 from ai3_compile import core, tuning
 from ai3_compile.testing.references import relative_error
+
+if TYPE_CHECKING:
+    import pytest
 
 RANKS, STEPS = 2, 4
 # How long a rank waits for another, which may be building, and how long the whole may take.
@@ -49,10 +53,21 @@ def check(function: Callable[[], None]) -> Callable[[], None]:
 
 
 class Ranks:
-    """The checks as torchrun ran them."""
+    """The checks as torchrun ran them: once, for all of pytest's workers, which find the results in one folder."""
 
-    def __init__(self, device: str, folder: Path) -> None:
+    def __init__(self, device: str, factory: pytest.TempPathFactory) -> None:
+        own = factory.getbasetemp()
+        folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"ranks-{device}"
         self.output = folder / "output.txt"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                folder.mkdir()
+                self._run(device, folder)
+        files = [folder / f"{rank}.jsonl" for rank in range(RANKS)]
+        lines = [file.read_text().splitlines() if file.exists() else [] for file in files]
+        self.results = [{line["check"]: line for line in map(json.loads, found)} for found in lines]
+
+    def _run(self, device: str, folder: Path) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
         # Inductor's cache is the ranks' own: on a warm one no pass would run.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
@@ -66,9 +81,6 @@ class Ranks:
             except subprocess.TimeoutExpired:
                 run.terminate()  # torchrun ends the ranks
                 run.wait(PATIENCE)
-        files = [folder / f"{rank}.jsonl" for rank in range(RANKS)]
-        lines = [file.read_text().splitlines() if file.exists() else [] for file in files]
-        self.results = [{line["check"]: line for line in map(json.loads, found)} for found in lines]
 
     def verify(self, name: str) -> None:
         """Raises AssertionError with what went wrong in a check, on all ranks."""

@@ -14,7 +14,7 @@ from ..distributed_worker import CHECKS, Ranks  # noqa: E402
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return Ranks("cpu", tmp_path_factory.mktemp("ranks"))
+    return Ranks("cpu", tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -19,7 +19,7 @@ from ..distributed_worker import CHECKS, OPTIONS, Net, Ranks  # noqa: E402
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return Ranks("cuda", tmp_path_factory.mktemp("ranks"))
+    return Ranks("cuda", tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", CHECKS)
