@@ -146,6 +146,14 @@ CHANGES = {
         ("arrive(empty + slot * 8);", ""),
         ("shallow-many-tiles-a-block", "nothing arrives at"),
     ),
+    "stream-barrier": (
+        ('asm volatile("bar.sync %0, 128;" ::"r"(team + 1) : "memory");\n    if', "if"),
+        ("shallow-many-tiles-a-block", "warp . writes, and nothing puts them in order"),
+    ),
+    "halo-barrier": (
+        ('asm volatile("bar.sync 1, %0;" ::"n"(Warps * 32) : "memory");\n      }\n      bool', "}\n      bool"),
+        ("patches-equal", "warp . writes, and nothing puts them in order"),
+    ),
     "stream-fence": (("fence_shared();", ""), ("shallow-below", "without a fence between")),
     # The products of the block that is given back may not be done.
     "halo-wait": (

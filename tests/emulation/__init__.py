@@ -17,10 +17,11 @@ For sm_90a (hopper.cpp: wgmma, barriers in shared memory, the tensor memory acce
 of what a copy is still to write, copies that are not waited for, barriers that nothing arrives at or too much does,
 what is written where a barrier is, accesses to a block of a cluster that has ended, what threads wrote and wgmma or the
 accelerator reads without a fence between, and products that are not waited for (they are done as late as they may be,
-or at once). Not seen there are races between threads in shared memory.
+or at once). Two warps, or a warp and a copy, that access shared memory, one of them writing, are put in order by the
+barriers that they arrive at and wait for (order.cpp), or it is said that nothing does.
 
-What is not: what the compilers for GPUs make of the code, registers, races in global memory, and time. ptx.cpp,
-hopper.cpp and wgmma.cpp are models of PTX, by its documentation: passing means "these numbers under this model".
+What is not: what the compilers for GPUs make of the code, registers, for sm_90a races within a warp, races in global
+memory, and time. ptx.cpp, hopper.cpp and wgmma.cpp are models of PTX, by its documentation: passing means "these numbers under this model".
 """
 
 from __future__ import annotations

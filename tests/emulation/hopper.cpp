@@ -2,6 +2,7 @@
 // copies are done as late as nothing else goes on, in an order of the test's choice, or at once; until then what they
 // are to write must not be read.
 #include <ai3_emulation/hopper.h>
+#include <ai3_emulation/order.h>
 #include <ai3_emulation/ptx.h>
 
 #include <algorithm>
@@ -19,12 +20,14 @@ struct Barrier {
   int expected, pending;
   int64_t bytes = 0;  // still to come
   uint32_t phase = 0;
+  Clock told, known;  // by those that have arrived, and when the last phase ended
 };
 constexpr uint64_t kMark = 0x6261727269657221;  // what lies where a barrier is
 
 struct Bulk {
   uint32_t to, bytes, barrier;
   std::function<void(uint32_t to)> land;
+  Clock known;
 };
 
 struct Hopper {
@@ -52,6 +55,7 @@ Barrier& barrier_at(uint32_t address) {
 void advance(Barrier& b) {
   if (b.pending > 0 || b.bytes != 0) return;
   b.pending = b.expected, b.phase ^= 1;
+  b.known = b.told;
   note_progress();
 }
 
@@ -59,6 +63,7 @@ void arrive(uint32_t address, int64_t bytes) {
   Barrier& b = barrier_at(address);
   if (b.pending == 0) fail("arrives at a barrier more often than is waited for");
   --b.pending, b.bytes += bytes;
+  tell(b.told);
   note_progress();
   advance(b);
 }
@@ -73,7 +78,7 @@ void start(uint32_t to, uint32_t bytes, uint32_t barrier, std::function<void(uin
   std::vector<uint16_t>& unfenced = hopper().unfenced;
   const size_t first = std::min(size_t(to / 16), unfenced.size());
   std::fill_n(unfenced.begin() + std::ptrdiff_t(first), std::min(size_t(bytes / 16), unfenced.size() - first), 0);
-  hopper().copies.push_back({to, bytes, in_arena(barrier), std::move(land)});
+  hopper().copies.push_back({to, bytes, in_arena(barrier), std::move(land), write_by_copy(to, bytes)});
   note_progress();
   if (copies_are_early()) land_copy(0);
 }
@@ -201,6 +206,7 @@ void* driver_function(const char* name) {
 void start_cluster() {
   hopper() = {};
   forget_products();
+  begin_order(threads_of_cluster() / 32);
 }
 
 std::string end_cluster() {
@@ -226,6 +232,7 @@ void land_copy(size_t number) {
   copy.land(copy.to);
   Barrier& b = h.barriers.at(copy.barrier);
   b.bytes -= copy.bytes;
+  join(b.told, copy.known);
   advance(b);
 }
 
@@ -278,6 +285,7 @@ void meet_at(int barrier, unsigned threads) {
   std::vector<unsigned>& there = hopper().at_named[barrier];
   there.push_back(current_thread());
   if (there.size() < threads) return wait_to_be_woken();
+  meet_in_order(there);
   for (const unsigned thread : std::exchange(there, {})) wake(thread);
 }
 
@@ -296,8 +304,10 @@ void mbarrier_init_shared_cta_b64(uint32_t barrier, int arrivals) {
 void mbarrier_arrive_shared_cta_b64(uint32_t barrier) { arrive(barrier, 0); }
 void mbarrier_arrive_expect_tx_shared_cta_b64(uint32_t barrier, int bytes) { arrive(barrier, bytes); }
 void mbarrier_try_wait_parity_shared_cta_b64(bool& done, uint32_t barrier, uint32_t parity) {
-  done = barrier_at(barrier).phase != parity;
-  if (!done) yield();
+  const Barrier& b = barrier_at(barrier);
+  done = b.phase != parity;
+  if (done) return learn(b.known);
+  yield();
 }
 void selp_u32(uint32_t& to, uint32_t a, uint32_t b, bool first) { to = first ? a : b; }
 void ld_shared_v4_b32(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w, uint32_t from) {
@@ -365,7 +375,9 @@ void cp_async_bulk_tensor_2d_global_shared_cta_tile_bulk_group(const void* map, 
   const uint32_t begin = in_arena(from);
   check_arena(begin, uint32_t(m.box[1] * 128));
   check_fenced(begin, size_t(m.box[1] * 128));
+  check_order(begin, size_t(m.box[1] * 128), false);
   hopper().stores[current_thread()].push_back([=] {
+    check_order(begin, size_t(m.box[1] * 128), false);
     for (int i = 0; i < m.box[1]; ++i) {
       for (int e = 0; e < m.box[0]; ++e) {
         if (row + i >= m.size[1] || column + e >= m.size[0]) continue;

@@ -19,7 +19,7 @@ from . import source
 
 HERE = Path(__file__).parent
 INCLUDES = (HERE / "include", builder.INCLUDE)
-RUNTIME = tuple(HERE / f"{name}.cpp" for name in ("runtime", "ptx", "hopper", "wgmma"))
+RUNTIME = tuple(HERE / f"{name}.cpp" for name in ("runtime", "ptx", "hopper", "order", "wgmma"))
 FLAGS = ("-std=c++20", "-w", "-O2", "-fPIC", "-fvisibility=hidden")
 # Accesses stay what the source says: none of two elements at once.
 DEVICE_FLAGS = (

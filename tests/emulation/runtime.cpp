@@ -2,6 +2,7 @@
 // that runs until it waits.
 // Compiled without the instrumentation of device code, whose every access of memory is a call of __tsan_* below: only
 // the call's buffers may be accessed, and shared memory by two threads only with a barrier in between where one writes.
+#include <ai3_emulation/order.h>
 #include <ai3_emulation/runtime.h>
 #include <link.h>
 #include <setjmp.h>
@@ -13,6 +14,7 @@
 #include <cstring>
 #include <deque>
 #include <new>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -197,7 +199,7 @@ void check_shared(size_t begin, size_t bytes, bool writes) {
   } else {
     check_landed(begin, bytes);
   }
-  if (has_barriers() || m.blocks > 1) return;  // threads wait for each other in pairs, which is not followed
+  if (has_barriers() || m.blocks > 1) return check_order(begin, bytes, writes);
   const uint16_t self = uint16_t(m.current);
   for (size_t i = begin / kUnit; i < (begin + bytes + kUnit - 1) / kUnit; ++i) {
     Shadow& s = shadow[i];
@@ -289,6 +291,9 @@ void run_cluster() {
       if (waiting == 0 || ended + waiting < m.threads || waiting % kWarp != 0) continue;
       each([](State& state) { state = state == State::kAtBlockBarrier ? State::kReady : state; });
       is_released = true;
+      std::vector<unsigned> all(m.threads);
+      std::iota(all.begin(), all.end(), block * m.threads);
+      meet_in_order(all);
     }
     if (done == threads) {
       m.error = end_cluster();

@@ -1,6 +1,7 @@
 // A model of wgmma, by the PTX ISA, for matrices of 128 bytes of depth a row, permuted as the tensor memory accelerator
 // does. Each warp does its 16 rows: at once, or as late as its waits allow, where copies are late too.
 #include <ai3_emulation/hopper.h>
+#include <ai3_emulation/order.h>
 #include <ai3_emulation/ptx.h>
 
 #include <array>
@@ -60,6 +61,7 @@ double element_of(uint32_t address, WgmmaType type) {
   check_arena(offset, 2);
   check_landed(offset & ~15u, 16);
   check_fenced(offset, 2);
+  check_order(offset, 2, false);
   if (type == WgmmaType::kTf32) {
     uint32_t word;
     std::memcpy(&word, at, 4);
