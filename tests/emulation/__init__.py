@@ -21,7 +21,8 @@ or at once). Two warps, or a warp and a copy, that access shared memory, one of 
 barriers that they arrive at and wait for (order.cpp), or it is said that nothing does.
 
 What is not: what the compilers for GPUs make of the code, registers, for sm_90a races within a warp, races in global
-memory, and time. ptx.cpp, hopper.cpp and wgmma.cpp are models of PTX, by its documentation: passing means "these numbers under this model".
+memory, and time. ptx.cpp, hopper.cpp and wgmma.cpp are models of PTX, by its documentation: passing means "these
+numbers under this model".
 """
 
 from __future__ import annotations
