@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ai3_compile import registry
-from ai3_compile.backends import abi, builder
+from ai3_compile.backends import abi, builder, native
 from ai3_compile.errors import KernelMemoryError
 from ai3_compile.ops import activations
 from ai3_compile.testing import calls, harness
@@ -143,12 +143,12 @@ def implicit_gemm() -> tuple[registry.Algorithm, ctypes.CDLL]:
     return algorithm, library
 
 
-def tiles_of(library: ctypes.CDLL, args: Any, rates: Any = None) -> dict[tuple[int, int], Described]:
+def tiles_of(library: ctypes.CDLL, args: Any) -> dict[tuple[int, int], Described]:
     """By their number and the splits of the depth, the tiles that may compute a call."""
     found = {}
     for tile, splits in itertools.product(range(_MOST_TILES), _SPLITS):
         described = Described()
-        if library.ai3_describe_tile(args, tile, splits, rates, described):
+        if library.ai3_describe_tile(args, tile, splits, None, described):
             found[tile, splits] = described
     return found
 
@@ -156,7 +156,7 @@ def tiles_of(library: ctypes.CDLL, args: Any, rates: Any = None) -> dict[tuple[i
 def _measured(
     table: abi.Kernel, library: ctypes.CDLL, group: str, layer: Layer, precision: str, rounds: int
 ) -> list[dict[str, Any]]:
-    call = _call(group, layer, precision)
+    call = _call(group, layer, precision, "cuda")
     found: list[dict[str, Any]] = []
     failures: list[BaseException] = []
 
@@ -191,27 +191,22 @@ def _measured(
     return found
 
 
-def _call(group: str, layer: Layer, precision: str) -> calls.Call:
+def _call(group: str, layer: Sequence[Any], precision: str, device: str) -> calls.Call:
     channels, side, filters, with_it = layer
     kernel, padding = ((3, 3), (1, 1, 1, 1)) if group == "3x3" else ((1, 1), NONE)
     case = Conv(title(group, layer), channels, (side, side), filters, kernel, batch=BATCH, padding=padding)
-    call = calls.in_dtype(calls.conv2d(case, torch.float32, "bias, residual, relu"), _DTYPES[precision], "cuda")
+    call = calls.in_dtype(calls.conv2d(case, torch.float32, "bias, residual, relu"), _DTYPES[precision], device)
     return call if with_it == RESIDUAL else dataclasses.replace(call, residual=None)
 
 
 def arguments(row: Mapping[str, Any]) -> abi.Args:
     """What a row was measured with, as far as the model asks: on a GPU of compute capability 9.0, without tensors."""
-    channels, side, filters, with_it = row["layer"]
-    kernel = 3 if row["group"] == "3x3" else 1
-    dtype = abi.FLOAT16 if row["precision"] == "fp16" else abi.FLOAT32
-    args = abi.Args(dtype=dtype, groups=1, max_workspace=-1, sm=90, activation=activations.NUMBERS["relu"])
-    args.input, args.output = (abi.tensor_of((BATCH, c, side, side), True) for c in (channels, filters))
-    args.weight = abi.tensor_of((filters, channels, kernel, kernel), False)
-    args.kernel_h = args.kernel_w = kernel
-    args.stride_h = args.stride_w = args.dilation_h = args.dilation_w = 1
-    args.pad_top = args.pad_bottom = args.pad_left = args.pad_right = kernel // 2
-    args.allow_tf32, args.pools = row["precision"] == "tf32", with_it == POOLED
-    args.has_bias, args.has_residual = 1, with_it == RESIDUAL
+    with torch.device("meta"):
+        call = _call(row["group"], row["layer"], row["precision"], "meta")
+    args = native.args_of(call.spec, abi.NHWC)
+    args.sm, args.activation = 90, activations.NUMBERS[call.activation]
+    args.allow_tf32, args.pools = row["precision"] == "tf32", row["layer"][3] == POOLED
+    args.has_bias, args.has_residual = 1, call.residual is not None
     return args
 
 

@@ -54,7 +54,7 @@ def fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[
             name = f"{row['precision']}, {'patches of the image' if is_patch else 'other tiles'}"
             rates[name] = list(described.rates[: described.rate_count])
             weight = (fastest / tile["microseconds"]) ** _FAR
-            time = _timer(library, args, number, splits)
+            time = timer(library, args, number, splits)
             groups.setdefault(name, []).append((time, tile["microseconds"] * 1e3, weight))
     found_rates = {}
     for name, terms in groups.items():
@@ -64,7 +64,9 @@ def fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[
     return found_rates
 
 
-def _timer(library: ctypes.CDLL, args: Any, number: int, splits: int) -> Callable[[Sequence[float]], float]:
+def timer(library: ctypes.CDLL, args: Any, number: int, splits: int) -> Callable[[Sequence[float]], float]:
+    """The nanoseconds that the model gives a tile by rates."""
+
     def time(rates: Sequence[float]) -> float:
         described = tiles.Described()
         library.ai3_describe_tile(args, number, splits, (ctypes.c_double * len(rates))(*rates), described)

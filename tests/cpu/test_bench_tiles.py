@@ -33,7 +33,7 @@ def rows(library):
                     {
                         "tile": tile.name.decode(),
                         "splits": splits,
-                        "microseconds": tiles_fit._timer(library, args, number, splits)(rates) / 1e3,
+                        "microseconds": tiles_fit.timer(library, args, number, splits)(rates) / 1e3,
                         "estimate": tile.time / 1e3,
                         "shared memory": tile.shared,
                     }

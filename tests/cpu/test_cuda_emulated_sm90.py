@@ -45,7 +45,10 @@ NORMED = (
     Conv("normed-above", 136, (9, 10), 72, (1, 1), padding=NONE),
 )
 # Whose sums end without a residual, and through shared memory, too.
-EVERY_END = ("patches-equal", "matrix", "shallow-below", "few-rows-below")
+EVERY_END = (
+    *("patches-equal", "matrix", "shallow-below", "few-rows-below"),
+    *("shallow-many-tiles-a-block", "few-rows-many-blocks"),
+)
 # Copies at once, and as late as they may be, the first, the last or any of them first.
 ORDERS = ((0, True), (0, False), (1, False), (2, False))
 KINDS = ("bulk", "halo", "resident", "thin", "stream", "prologue")
