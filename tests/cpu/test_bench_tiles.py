@@ -55,19 +55,24 @@ def test_every_layer_has_tiles_and_the_special_ones_where_they_belong(rows):
 
 
 def test_the_fit_comes_near_to_the_rates_that_times_are_of(rows):
-    found = tiles_fit.fit(rows)
+    layers, rates = tiles_fit.read(rows)
+    found = tiles_fit.fit(layers, rates)
     assert set(found) == {f"{p}, {kind}" for p in tiles.PRECISIONS for kind in ("patches of the image", "other tiles")}
-    for name, (before, after, error, error_after) in found.items():
-        assert error_after < 0.02 < error, name
-        assert all(new == 0 for new, old in zip(after, before) if old == 0)
-        assert math.isclose(after[4] / before[4], 1.3, rel_tol=0.1), name
+    for name, fit in found.items():
+        assert fit.error_after < 0.02 < fit.error_before, name
+        assert all(new == 0 for new, old in zip(fit.after, fit.before) if old == 0)
+        assert math.isclose(fit.after[4] / fit.before[4], 1.3, rel_tol=0.1), name
+    chosen, chosen_after = (
+        tiles_fit.chosen_over_fastest(layers, r) for r in (rates, {name: fit.after for name, fit in found.items()})
+    )
+    assert 1 <= chosen_after < 1.002 < chosen
 
 
 def test_what_was_measured_of_another_tile_is_refused(rows):
     changed = copy.deepcopy(rows[:1])
     changed[0]["tiles"][0]["shared memory"] += 1
     with pytest.raises(ValueError, match="another tile here than what was measured"):
-        tiles_fit.fit(changed)
+        tiles_fit.read(changed)
 
 
 def test_the_table_says_what_the_choice_costs(rows):

@@ -89,7 +89,8 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c, const GemmRates
   const double store = s.args->pools ? r.store / 4 : r.store * (1 + s.args->has_residual * residual);
   // A cluster is within one part of the GPU, whose multiprocessors it may not fill.
   const int resident = std::min(t.most_resident, 228 * 1024 / (c.shared + 1024));
-  const int64_t most = (c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112) * resident;
+  const int multiprocessors = c.splits == 1 ? 132 : c.splits == 2 ? 128 : 112;
+  const int64_t most = multiprocessors * resident;
   if (t.kind == GemmKind::kThin) {
     // Of the weights: from memory, and by one multiprocessor.
     constexpr double kStart = 2000, kRead = 4350, kReadByOne = 45;
@@ -115,7 +116,7 @@ inline double gemm_time(const GemmShape& s, const GemmChoice& c, const GemmRates
            norm(each * depth * block * r.turns, double(tiles) * (depth * image / r.l2 + area * store), alone);
   }
   const auto wave = [&](int64_t count) {
-    const auto each = double(cuda::ceil_div(count, 132));
+    const auto each = double(cuda::ceil_div(count, multiprocessors));
     const double time =
         norm(each * depth * block, double(count) * (depth * bytes / r.l2 * (c.splits > 1 ? r.apart : 1) + area * store),
              alone);
