@@ -123,10 +123,13 @@ SHIM = Path(kernels.__path__[0]) / "cudnn" / "shim"
 
 def headers(name: str) -> Path | None:
     """The folder that holds a header of CUDA's or cuDNN's: in the wheels that PyTorch depends on, or the toolkit."""
-    from torch.utils.cpp_extension import CUDA_HOME
+    for folder in _wheels("include"):
+        if (folder / name).exists():
+            return folder
+    from torch.utils.cpp_extension import CUDA_HOME  # only here: it takes a first call 0.2 s to import
 
-    folders = [*_wheels("include"), *([Path(CUDA_HOME) / "include"] if CUDA_HOME else [])]
-    return next((folder for folder in folders if (folder / name).exists()), None)
+    toolkit = Path(CUDA_HOME) / "include" if CUDA_HOME else None
+    return toolkit if toolkit is not None and (toolkit / name).exists() else None
 
 
 def _wheels(folder: str) -> list[Path]:

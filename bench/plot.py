@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,28 @@ def _models(figure: Any, result: Mapping[str, Any]) -> None:
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
-def _color(number: int) -> str:
-    """Matplotlib's ten, then lighter ones."""
-    return f"C{number}" if number < 10 else ("0.3", "0.45", "0.6", "0.7", "0.8", "0.9")[number % 6]
+_SHADES = {"cpp": "Oranges", "cuda": "Oranges", "cudnn": "Blues", "cublas": "Greens"}
+_PEERS = "Greys"
+
+
+def _colors(names: Sequence[str]) -> list[Any]:
+    """Matplotlib's ten; of more sides each platform has shades of a colour, peers of grey."""
+    if len(names) <= 10:
+        return [f"C{number}" for number in range(len(names))]
+    from matplotlib import colormaps
+
+    shades = [_SHADES.get(name.partition("@")[2], _PEERS) for name in names]
+    found = []
+    for number, shade in enumerate(shades):
+        share = (shades[:number].count(shade) + 1) / shades.count(shade)
+        found.append(colormaps[shade](0.25 + 0.65 * share))
+    return found
 
 
 def _layers(figure: Any, result: Mapping[str, Any]) -> None:
-    """A panel for each group of shapes, on a GPU for each precision: effective GFLOP/s of each side, and on the CPU the
-    measured peak."""
+    """A panel for each group of shapes. On the CPU effective GFLOP/s of each side, and the measured peak; on a GPU for
+    each precision the speed of each side over the fastest one's, whose rate is below: rates differ a hundredfold."""
+    on_gpu = result.get("device") == "cuda"
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
         name = ", ".join(row[key] for key in ("group", "precision") if key in row) or result["bench"]
@@ -69,18 +83,22 @@ def _layers(figure: Any, result: Mapping[str, Any]) -> None:
     longest = max(len(rows) for rows in groups.values())
     figure.set_size_inches(max(7.0, 1.6 * longest + 2), 0.8 + 2.8 * len(groups))
     best = result["peak"][peak.GFLOPS][str(result["threads"])] if "peak" in result else None
-    width = _GROUP / len(names)
+    width, colors = _GROUP / len(names), _colors(names)
     for panel, (group, rows) in enumerate(groups.items()):
         axes = figure.add_subplot(len(groups), 1, panel + 1)
+        fastest = [max(row["GFLOP/s"].values()) for row in rows]
         for i, name in enumerate(names):
             places = [at - _GROUP / 2 + (i + 0.5) * width for at in range(len(rows))]
-            rates = [row["GFLOP/s"].get(name, 0.0) for row in rows]
-            axes.bar(places, rates, width, label=None if panel else name, color=_color(i))
+            rates = [row["GFLOP/s"].get(name, 0.0) / (most if on_gpu else 1) for row, most in zip(rows, fastest)]
+            axes.bar(places, rates, width, label=None if panel else name, color=colors[i])
         if best is not None:
             label = None if panel else "measured FMA peak"
             axes.axhline(best, color="black", linewidth=1, linestyle="--", label=label)
-        axes.set_xticks(range(len(rows)), [row["shape"].replace(" ", "\n", 1) for row in rows], fontsize=7)
-        axes.set_ylabel("effective GFLOP/s", fontsize=8)
+        labels = [row["shape"].replace(" ", "\n", 1) for row in rows]
+        if on_gpu:
+            labels = [f"{label}\n{most / 1e3:.3g} TFLOP/s" for label, most in zip(labels, fastest)]
+        axes.set_xticks(range(len(rows)), labels, fontsize=7)
+        axes.set_ylabel("speed over the fastest's" if on_gpu else "effective GFLOP/s", fontsize=8)
         axes.set_title(group, fontsize=9)
         axes.grid(axis="y", linewidth=0.4)
         axes.set_axisbelow(True)

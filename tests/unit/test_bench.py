@@ -175,6 +175,13 @@ def test_what_has_no_picture_is_not_drawn(tmp_path):
     assert plot.draw({"bench": "overhead"}, tmp_path / "none.png") is False
 
 
+def test_sides_have_colours_of_their_own():
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    names = ["torch", "torch, benchmark", "aithree smm", *(f"{a}@{p}" for p in ("cpp", "cudnn") for a in "abcdef")]
+    for some in (names[:10], names):
+        assert len(set(plot._colors(some))) == len(some)
+
+
 def test_every_bench_describes_itself_and_has_its_arguments():
     parser = main._parser()
     for name, bench in main.BENCHES.items():

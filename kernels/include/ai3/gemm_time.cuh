@@ -24,8 +24,8 @@ struct GemmRates {
 
 // `python -m bench tiles` measures all tiles beside these estimates, and `python -m bench fit` fits rates to its
 // results. Fitted to all tiles and splits of layers at batch 10: of ResNet-50, VGG16 and DenseNet; in TF32 of
-// ResNet-50, VGG16 and SqueezeNet; of patches of the image to 18 convolutions of 3x3 on an H200, of 32 to 512 channels,
-// within 7 %. Other GPUs' order among tiles is that of Hopper's without what only it has.
+// ResNet-50, VGG16 and SqueezeNet; of patches of the image to 23 convolutions of 3x3 on an H200, of 32 to 512 channels,
+// within 8 %. Other GPUs' order among tiles is that of Hopper's without what only it has.
 inline const GemmRates& gemm_rates(const ai3_args* a, bool has_halo) {
   static constexpr GemmRates kHalf{1649, 969.4, 20850, 967.7, 190.5, 1.303, 1.311, 1490,
                                    2130, 430.3, 21.6,  1.66,  207.2, 0,     2.017, 0};
@@ -33,10 +33,10 @@ inline const GemmRates& gemm_rates(const ai3_args* a, bool has_halo) {
                                            1715, 1357,  16.14, 1.5,   263.8, 0,    1,      0};
   static constexpr GemmRates kTf32{1336, 1053,  17000, 1097,  61.83, 0.4448, 1.172, 2496,
                                    1245, 605.3, 28,    1.801, 168.5, 173.6,  1.465, 0};
-  static constexpr GemmRates kHalfHalo{2562, 623.7, 18330, 734.3, 171.4, 1.428, 1.311, 0,
-                                       0,    296.7, 14.32, 1.268, 171.4, 0,     1,     1.231};
-  static constexpr GemmRates kTf32Halo{3268, 306.5, 34990, 872.8, 184.3, 1.316, 1.311, 0,
-                                       0,    785,   17.67, 1.132, 184.3, 0,     1,     1.515};
+  static constexpr GemmRates kHalfHalo{1752, 636.3, 14130, 734.3, 173.1, 1.414, 1.311, 0,
+                                       0,    557.1, 11.49, 1.268, 183.8, 0,     1,     1.416};
+  static constexpr GemmRates kTf32Halo{2191, 241.1, 27250, 838.6, 188,   1.343, 1.311, 0,
+                                       0,    662.3, 18.03, 1.132, 182.5, 0,     1,     1.5};
   static constexpr GemmRates kOlderHalf{2216, 739.6, 14950, 866.3, 217.7, 1.227, 1.461, 1428,
                                         2835, 621.8, 10.33, 1.882, 0,     0,     1,     0};
   static constexpr GemmRates kOlderTf32{2118,  1100, 14320, 758.6, 229.6, 1.419, 1.776, 1841,
