@@ -54,7 +54,7 @@ def pooled() -> list[bool]:
 def test_a_network(dtype, options):
     """Limits as of two convolutions in test_backend.py; of TF32, sums of 576 products of 11 bits.
 
-    Six images: of two, the estimates are nearly the same with the second pooling apart.
+    Of six images, as of small ones a pooling apart may be estimated to be as fast.
     """
     limit = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 5e-3}[dtype]
     model, x = Net().cuda().eval().to(dtype), torch.randn(6, 64, 129, 64, device="cuda", dtype=dtype)
