@@ -126,7 +126,7 @@ def headers(name: str) -> Path | None:
     for folder in _wheels("include"):
         if (folder / name).exists():
             return folder
-    from torch.utils.cpp_extension import CUDA_HOME  # only here: it takes a first call 0.2 s to import
+    from torch.utils.cpp_extension import CUDA_HOME  # only here: it imports setuptools
 
     toolkit = Path(CUDA_HOME) / "include" if CUDA_HOME else None
     return toolkit if toolkit is not None and (toolkit / name).exists() else None

@@ -125,20 +125,23 @@ const ai3_kernel kernel = {.abi_version = AI3_ABI_VERSION,
                            .pools = pools,
                            .run = run};
 
+// One of the tiles that may compute the shape, with the depth in so many shares; no tile where there is none.
+ai3::GemmChoice numbered(const ai3::GemmShape& s, int32_t tile, int32_t splits) {
+  const ai3::GemmTiles tiles = ai3::gemm_tiles(s);
+  if (tile >= tiles.count || splits > ai3::gemm_blocks(s)) return {};
+  return ai3::find_choice(s, tiles.first[tile], splits);
+}
+
 }  // namespace
 
 extern "C" AI3_EXPORT const ai3_kernel* ai3_get_kernel(void) { return &kernel; }
 
-// For tests, as run(): by one of the tiles that may compute the shape, whatever the model of their time says, and with
-// the depth in so many shares. Null where there is none, else the tile's name.
+// For tests, as run(), whatever the model of their time says. Null where there is no such tile, else its name.
 extern "C" AI3_EXPORT const char* ai3_run_tile(const ai3_args* a, int32_t tile, int32_t splits) {
   const Convolution c(a);
-  const ai3::GemmShape& s = c.shape;
-  const ai3::GemmTiles tiles = ai3::gemm_tiles(s);
-  if (tile >= tiles.count || splits > ai3::gemm_blocks(s)) return nullptr;
-  const ai3::GemmChoice choice = ai3::find_choice(s, tiles.first[tile], splits);
+  const ai3::GemmChoice choice = numbered(c.shape, tile, splits);
   if (choice.tile == nullptr) return nullptr;
-  ai3::run_gemm(s, choice);
+  ai3::run_gemm(c.shape, choice);
   return choice.tile->name;
 }
 
@@ -153,9 +156,7 @@ struct ai3_tile {
 extern "C" AI3_EXPORT int32_t ai3_describe_tile(const ai3_args* a, int32_t tile, int32_t splits, const double* rates,
                                                 ai3_tile* described) {
   const Convolution c(a);
-  const ai3::GemmTiles tiles = ai3::gemm_tiles(c.shape);
-  if (tile >= tiles.count || splits > ai3::gemm_blocks(c.shape)) return 0;
-  const ai3::GemmChoice choice = ai3::find_choice(c.shape, tiles.first[tile], splits);
+  const ai3::GemmChoice choice = numbered(c.shape, tile, splits);
   if (choice.tile == nullptr) return 0;
   const ai3::GemmRates& own = ai3::gemm_rates(a, choice.tile->down > 0);
   constexpr int kCount = sizeof(own) / sizeof(double);

@@ -193,7 +193,7 @@ def changed(tmp_path_factory):
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_wrong_is_seen(name, changed):
     case, said = CHANGES[name][1]
-    found = []
+    found: list[str] = []
     for variant in gpu_tiles.VARIANTS[1:]:
-        found += [] if found else judged(changed[name], "tf32", call_of(BY_NAME[case], "tf32", variant))[1]
+        found = found or judged(changed[name], "tf32", call_of(BY_NAME[case], "tf32", variant))[1]
     assert any(re.search(said, problem) for problem in found), found[:3]
